@@ -1,0 +1,33 @@
+//! weir: an edge broadcast node. This file is the map: the whole module tree, the two walks, and what is
+//! deliberately absent.
+//!
+//! # The one idea
+//!
+//! One log per channel, one cursor per subscription. A publication is appended once and encoded once for each wire
+//! format; fan-out only moves cursors. The log is the send queue, the replay buffer and the lag meter.
+//!
+//! # Two walks
+//!
+//! - publish: [`backbone::redis`] → [`backbone::relay`] → [`shard::mailbox`] → [`shard::engine`] →
+//!   [`log::channel_table`] → [`shard::drain`] → [`shard::driver`]
+//! - connect: [`shard::front`] → [`shard::connection`] → [`log::channel_table`] → [`log::cursor`] →
+//!   [`shard::drain`] → [`shard::driver`]
+//!
+//! # What is absent
+//!
+//! - [`wire`] and [`log`] read no clock, environment, randomness or socket: time and seeds are arguments.
+//! - [`shard`] knows no Redis; [`backbone`] knows no Connection.
+//! - A shard holds no lock: it changes only in its own turn, on its own thread.
+//!
+//! A layer uses only the layers above it in this list; `tests/layers.rs` checks it.
+
+#[macro_use]
+mod planted;
+
+pub mod limits;
+pub mod metrics;
+pub mod settings;
+
+#[cfg(test)]
+mod testing;
+

@@ -31,3 +31,13 @@ pub mod settings;
 #[cfg(test)]
 mod testing;
 
+/// Pure codecs: bytes in, values and consumed length out. An incomplete input is not an error.
+pub mod wire {
+    pub mod centrifugo;
+    pub mod channel_name;
+    pub mod http1;
+    pub mod poll;
+    pub mod sse;
+    pub mod websocket;
+}
+

@@ -41,3 +41,12 @@ pub mod wire {
     pub mod websocket;
 }
 
+/// The log and cursor core. Pure: clock and seed are arguments.
+pub mod log {
+    pub mod channel_log;
+    pub mod channel_table;
+    pub mod cursor;
+    pub mod frame;
+    pub mod position;
+}
+

@@ -50,3 +50,26 @@ pub mod log {
     pub mod position;
 }
 
+/// One pinned thread: a monoio runtime for what is rare, an engine for established connections.
+pub mod shard {
+    pub mod buffers;
+    pub mod connection;
+    pub mod core;
+    pub mod disconnect;
+    pub mod drain;
+    pub mod driver;
+    pub mod engine;
+    pub mod front;
+    pub mod gate;
+    pub mod mailbox;
+    mod parting;
+    pub mod poll;
+    pub mod session;
+    #[cfg(test)]
+    pub(crate) mod simulation;
+    pub mod sink;
+    pub mod start;
+    mod subscription;
+    pub mod timer;
+}
+

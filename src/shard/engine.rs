@@ -1,0 +1,291 @@
+//! The engine: owns a shard's established sockets and turns the pure half's decisions into system calls.
+//!
+//! One descriptor becomes readable when there is something to do, and each wake runs one turn: reap, knocks, mailbox, timers,
+//! drain, submit. A turn is bounded by budgets; what is left over rings the bell for the next one, so that the shard's
+//! other tasks get their time in between.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use monoio::net::TcpStream;
+use slab::Slab;
+use tokio::sync::{mpsc, oneshot};
+
+use super::core::{Answer, Asker, Core};
+use super::driver::{Clock, Driver};
+use super::gate::{Established, Gate, Knock, OpenError, Reservation};
+use super::mailbox::{Mailbox, Reply, RequestError, ToRelay, ToShard};
+use crate::limits::{MESSAGES_PER_TURN, PEER_SILENCE_MILLIS};
+use crate::log::channel_table::{ChannelId, Slot};
+use crate::log::frame::Micros;
+use crate::shard::disconnect::Disconnect;
+
+/// A stream that waits for its channels to go live.
+struct Opening {
+    channels: Vec<ChannelId>,
+    missing: usize,
+    done: oneshot::Sender<Result<Reservation, OpenError>>,
+}
+
+/// One shard's engine.
+pub struct Engine {
+    core: Core,
+    driver: Driver,
+    mailbox: Arc<Mailbox>,
+    gate: Gate,
+    relay: mpsc::Sender<ToRelay>,
+    clock: Clock,
+    /// Most sockets at a time.
+    capacity: usize,
+    /// Places reserved for streams that are not established yet.
+    promised: usize,
+    openings: Slab<Opening>,
+    askers: Slab<oneshot::Sender<Reply>>,
+    /// Microseconds of the last report of the histograms.
+    reported: Micros,
+}
+
+/// Microseconds between two reports of the histograms.
+const REPORT_MICROS: Micros = 1_000_000;
+
+impl Engine {
+    /// An engine without connections.
+    pub fn new(
+        core: Core,
+        driver: Driver,
+        mailbox: Arc<Mailbox>,
+        gate: Gate,
+        relay: mpsc::Sender<ToRelay>,
+        clock: Clock,
+        capacity: usize,
+    ) -> Self {
+        let (openings, askers) = (Slab::new(), Slab::new());
+        Self { core, driver, mailbox, gate, relay, clock, capacity, promised: 0, openings, askers, reported: 0 }
+    }
+
+    /// Runs turns until the node stops and every connection has ended.
+    ///
+    /// # Errors
+    /// When the wake descriptor cannot be watched.
+    pub async fn run(mut self) -> std::io::Result<()> {
+        // SAFETY: the driver, which owns the descriptor, outlives this borrow.
+        let wake = unsafe { BorrowedFd::borrow_raw(self.driver.wake_fd()) }.try_clone_to_owned()?;
+        // monoio watches a descriptor for readability only as one of its sockets; nothing is ever read through this one.
+        let wake = TcpStream::from_std(std::net::TcpStream::from(wake))?;
+        while !(self.core.stopping() && self.core.connections() == 0) {
+            wake.readable(false).await?;
+            if self.turn() {
+                self.mailbox.ring();
+            }
+        }
+        Ok(())
+    }
+
+    /// One turn. True when something is left for the next.
+    fn turn(&mut self) -> bool {
+        let begun = (self.clock)();
+        self.mailbox.bell().quiet();
+
+        let Self { core, driver, .. } = self;
+        driver.reap(&mut |event| core.on_event(event, begun));
+
+        for knock in self.gate.knocks() {
+            self.take_knock(knock, begun);
+        }
+
+        let mut messages = 0;
+        while messages < MESSAGES_PER_TURN
+            && let Some(message) = self.mailbox.take()
+        {
+            self.core.on_message(message, begun);
+            messages += 1;
+        }
+
+        self.core.sweep(begun);
+
+        let mut more = match &mut self.driver {
+            Driver::Uring(uring) => self.core.drain(uring),
+            Driver::Epoll(epoll) => self.core.drain(epoll),
+        };
+
+        for order in self.core.orders.drain(..) {
+            self.driver.order(order);
+        }
+        self.answer();
+        more |= self.ask_relay();
+        self.driver.submit();
+        more |= self.driver.pending() || messages == MESSAGES_PER_TURN;
+
+        let now = (self.clock)();
+        let recorder = &mut self.core.recorder;
+        recorder.metrics.turns.add(1);
+        recorder.metrics.mailbox_depth.set(self.mailbox.depth() as u64);
+        recorder.turn.saturating_record(now - begun);
+        if now - self.reported >= REPORT_MICROS {
+            self.reported = now;
+            recorder.publish();
+            // Streams whose client gave up waiting let their channels go.
+            self.openings_abandoned();
+        }
+        more
+    }
+
+    fn take_knock(&mut self, knock: Knock, now: Micros) {
+        match knock {
+            Knock::Open { names, done } => self.open(&names, done),
+            Knock::Release(channels) => {
+                self.promised -= 1;
+                channels.into_iter().for_each(|channel| self.core.unreserve(channel));
+            }
+            Knock::Poll { channels, cursor, done } => {
+                // A task that has given up needs no answer.
+                let _ = done.send(self.core.poll(&channels, &cursor));
+            }
+            Knock::Establish { socket, stream } => self.establish(socket, stream, now),
+            Knock::Ask { request, done } => {
+                let task = self.askers.insert(done);
+                self.core.ask(Asker::Task(task), |shard, id| request.numbered(shard, id));
+            }
+        }
+    }
+
+    fn open(&mut self, names: &[Arc<str>], done: oneshot::Sender<Result<Reservation, OpenError>>) {
+        if self.core.stopping() || self.core.connections() + self.promised >= self.capacity {
+            Disconnect::ConnectionLimit.count(&self.core.recorder.metrics);
+            let _ = done.send(Err(OpenError::Closed));
+            return;
+        }
+        self.promised += 1;
+        let opening = self.openings.vacant_key();
+        let mut channels = Vec::with_capacity(names.len());
+        let mut missing = 0;
+        for (index, name) in names.iter().enumerate() {
+            if names[..index].contains(name) {
+                continue;
+            }
+            let (channel, live) = self.core.reserve(name, opening);
+            channels.push(channel);
+            missing += usize::from(!live);
+        }
+        if missing == 0 {
+            let _ = done.send(Ok(self.gate.reservation(channels)));
+        } else {
+            self.openings.insert(Opening { channels, missing, done });
+        }
+    }
+
+    fn establish(&mut self, socket: OwnedFd, stream: Established, now: Micros) {
+        // A peer that acknowledges nothing for so long is gone, whatever its last word was. The option fails only on a
+        // socket that is broken already.
+        let silence = Duration::from_millis(PEER_SILENCE_MILLIS);
+        let _ = socket2::SockRef::from(&socket).set_tcp_user_timeout(Some(silence));
+        let slot: Slot = self.core.vacant_slot();
+        if let Err(error) = self.driver.adopt(slot, socket) {
+            tracing::warn!(%error, "a socket could not be handed to the driver");
+            Disconnect::InternalError.count(&self.core.recorder.metrics);
+            return;
+        }
+        self.promised -= 1;
+        let admitted = match stream {
+            Established::Sse { channels, resume, head } => self.core.admit_sse(&head, &channels.take(), &resume, now),
+            Established::WebSocket { place, head, early } => {
+                place.take();
+                self.core.admit_websocket(&head, &mut early.to_vec(), now)
+            }
+            Established::Poll { channels, poll } => self.core.admit_poll(&channels.take(), poll, now),
+        };
+        debug_assert_eq!(admitted, slot);
+        if self.core.stopping() {
+            self.core.shed(slot, Disconnect::Shutdown, now);
+        }
+    }
+
+    /// Wakes the tasks whose answers are there.
+    fn answer(&mut self) {
+        for answer in std::mem::take(&mut self.core.answers) {
+            match answer {
+                Answer::Opened(opening) => {
+                    let Some(of) = self.openings.get_mut(opening) else { continue };
+                    of.missing -= 1;
+                    if of.missing == 0 {
+                        let Opening { channels, done, .. } = self.openings.remove(opening);
+                        // A task that has given up drops the reservation, which lets the channels go.
+                        let _ = done.send(Ok(self.gate.reservation(channels)));
+                    }
+                }
+                Answer::Refused(opening) => {
+                    // Another of its channels may have been refused before.
+                    if let Some(of) = self.openings.try_remove(opening) {
+                        let done = self.let_go(opening, of);
+                        let _ = done.send(Err(OpenError::TooManyChannels));
+                    }
+                }
+                Answer::Replied(task, reply) => {
+                    if let Some(done) = self.askers.try_remove(task) {
+                        let _ = done.send(reply);
+                    }
+                }
+            }
+        }
+    }
+
+    fn openings_abandoned(&mut self) {
+        let abandoned: Vec<usize> =
+            self.openings.iter().filter(|(_, of)| of.done.is_closed()).map(|(opening, _)| opening).collect();
+        for opening in abandoned {
+            let of = self.openings.remove(opening);
+            self.let_go(opening, of);
+        }
+    }
+
+    /// Gives back what a stream that will not be established holds.
+    fn let_go(&mut self, opening: usize, of: Opening) -> oneshot::Sender<Result<Reservation, OpenError>> {
+        self.promised -= 1;
+        for channel in of.channels {
+            self.core.unwait(channel, opening);
+            self.core.unreserve(channel);
+        }
+        of.done
+    }
+
+    /// Passes requests on to the relay without ever waiting for it. True when answers of refused ones are to be told.
+    fn ask_relay(&mut self) -> bool {
+        let mut refused = false;
+        let mut kept = Vec::new();
+        while let Some(request) = self.core.requests.pop_front() {
+            // Once one is kept the later ones are too: a disinterest must not overtake the interest that it ends.
+            if !kept.is_empty() && matches!(request, ToRelay::Interest { .. } | ToRelay::Disinterest { .. }) {
+                kept.push(request);
+                continue;
+            }
+            let Err(mpsc::error::TrySendError::Full(request) | mpsc::error::TrySendError::Closed(request)) =
+                self.relay.try_send(request)
+            else {
+                continue;
+            };
+            // Full: what somebody waits for is refused at once, what keeps the books is kept for the next turn.
+            let (request, reply) = match request {
+                ToRelay::Publish { request, .. } => (request, Reply::Published(Err(RequestError::Overloaded))),
+                ToRelay::History { request, .. } => (request, Reply::History(Err(RequestError::Overloaded))),
+                interest @ (ToRelay::Interest { .. } | ToRelay::Disinterest { .. }) => {
+                    kept.push(interest);
+                    continue;
+                }
+            };
+            self.core.on_message(ToShard::Reply { request, reply }, (self.clock)());
+            refused = true;
+        }
+        self.core.requests.extend(kept);
+        refused
+    }
+}
+
+/// Rings a shard's bell every tick, so that timers run while nothing else happens.
+pub async fn tick(mailbox: Arc<Mailbox>) {
+    let mut interval = monoio::time::interval(std::time::Duration::from_millis(super::timer::TICK_MILLIS));
+    loop {
+        interval.tick().await;
+        mailbox.ring();
+    }
+}

@@ -73,3 +73,12 @@ pub mod shard {
     pub mod timer;
 }
 
+/// Where publications come from: the embedded backbone or Redis/Valkey, and the relay that feeds the shards.
+pub mod backbone {
+    pub mod interface;
+    pub mod memory;
+    pub mod redis;
+    pub mod relay;
+    pub mod status;
+}
+

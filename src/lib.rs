@@ -82,3 +82,13 @@ pub mod backbone {
     pub mod status;
 }
 
+/// Configuration, start and stop of a node.
+pub mod control {
+    pub mod clock;
+    pub mod config;
+    pub mod host;
+    pub mod node;
+    pub mod parts;
+    pub mod signals;
+}
+

@@ -1,0 +1,355 @@
+//! Start and stop of a node: its threads, what connects them, and what ends them.
+//!
+//! ```text
+//! main thread: signals, ends of threads          backbone thread: the relay
+//! shard-0 … shard-N: one listener, one mailbox, one block of metrics each
+//! ```
+//!
+//! A node ends in order when a signal arrives, and with an error when one of its threads ends before that: half a node is
+//! worse than none, because a balancer would go on sending clients to it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc as channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::clock::monotonic_micros;
+use super::host;
+use super::signals::Signals;
+use crate::limits::{RELAY_REQUESTS, STOP_MILLIS};
+use crate::log::frame::Micros;
+use crate::metrics::{Metrics, NodeSnapshot};
+use crate::settings::Settings;
+use crate::shard::mailbox::{Bell, Mailbox, ToRelay, ToShard};
+use crate::shard::start::{NodeReport, ShardStart};
+
+mod listen;
+
+/// What the backbone thread reports to the node.
+pub trait BackboneReport: Send + Sync {
+    /// Whether publications arrive.
+    ///
+    /// # Errors
+    /// The reason why not, for the operator.
+    fn ready(&self) -> Result<(), String>;
+
+    /// Fills in the metrics of the backbone.
+    fn measure(&self, snapshot: &mut NodeSnapshot);
+}
+
+/// What the backbone thread is given. It ends when every sender of `requests` is gone.
+pub struct BackboneStart {
+    /// The node's settings.
+    pub settings: Arc<Settings>,
+    /// What the shards ask.
+    pub requests: mpsc::Receiver<ToRelay>,
+    /// Where the shards are told, by their index.
+    pub shards: Vec<Arc<Mailbox>>,
+    /// The node's monotonic clock.
+    pub clock: fn() -> Micros,
+}
+
+/// The threads' bodies. They are values so that a test can start a node without sockets or a backbone behind it.
+pub struct Parts {
+    /// Runs the relay until its requests end.
+    pub backbone: Box<dyn FnOnce(BackboneStart) -> Result<(), String> + Send>,
+    /// Runs one shard until it is told [`ToShard::Stop`].
+    pub shard: fn(ShardStart) -> Result<(), String>,
+    /// What the relay reports meanwhile.
+    pub report: Arc<dyn BackboneReport>,
+}
+
+/// Why a node did not start, or did not end in order.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The driver asked for cannot be used.
+    #[error(transparent)]
+    Driver(#[from] host::DriverError),
+    /// The listening sockets cannot be made.
+    #[error("cannot listen on {address}: {source}{hint}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// The system refused a thread, a descriptor or randomness.
+    #[error("cannot make {what}: {source}")]
+    Resource {
+        /// What was asked for.
+        what: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A thread ended although nobody stopped the node.
+    #[error("thread {thread} ended: {reason}")]
+    ThreadEnded {
+        /// Its name.
+        thread: String,
+        /// Its error.
+        reason: String,
+    },
+    /// Threads were still running when the time to stop was over, or a second signal came.
+    #[error("stopped before these threads had ended: {0}")]
+    Unfinished(String),
+}
+
+fn resource(what: &'static str) -> impl FnOnce(io::Error) -> NodeError {
+    move |source| NodeError::Resource { what, source }
+}
+
+/// A running node.
+pub struct Node {
+    address: SocketAddr,
+    state: Arc<NodeState>,
+    mailboxes: Vec<Arc<Mailbox>>,
+    relay: Option<mpsc::Sender<ToRelay>>,
+    threads: Vec<(String, Option<JoinHandle<()>>)>,
+    ends: Ends,
+}
+
+/// What every thread may read of the node.
+struct NodeState {
+    metrics: Metrics,
+    report: Arc<dyn BackboneReport>,
+    descriptor_limit: u64,
+    stopping: AtomicBool,
+}
+
+impl NodeReport for NodeState {
+    fn ready(&self) -> Result<(), String> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err("the node is stopping".into());
+        }
+        self.report.ready()
+    }
+
+    fn metrics_text(&self) -> String {
+        let mut snapshot = NodeSnapshot {
+            ready: self.ready().is_ok(),
+            descriptor_limit: self.descriptor_limit,
+            ..NodeSnapshot::default()
+        };
+        self.report.measure(&mut snapshot);
+        self.metrics.render(&snapshot, env!("CARGO_PKG_VERSION"))
+    }
+}
+
+/// Where threads say that they ended: which one, and with what.
+struct Ends {
+    bell: Arc<Bell>,
+    sender: channel::Sender<(usize, Result<(), String>)>,
+    receiver: channel::Receiver<(usize, Result<(), String>)>,
+}
+
+/// Tells [`Ends`] when it is dropped, so also when its thread panics.
+struct EndGuard {
+    thread: usize,
+    outcome: Result<(), String>,
+    bell: Arc<Bell>,
+    sender: channel::Sender<(usize, Result<(), String>)>,
+}
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        let outcome = std::mem::replace(&mut self.outcome, Ok(()));
+        // Nobody listens any more when the node gave up waiting.
+        let _ = self.sender.send((self.thread, outcome));
+        self.bell.ring();
+    }
+}
+
+impl Node {
+    /// Starts a node: limits, driver, listeners, then the backbone's thread and the shards'. `parts` is asked for their bodies
+    /// once the number of shards is decided. [`Signals::block`] comes first.
+    ///
+    /// # Errors
+    /// See [`NodeError`]; threads that had started end with the process.
+    pub fn start(settings: Settings, parts: impl FnOnce(usize) -> Parts) -> Result<Self, NodeError> {
+        let descriptors = host::raise_descriptor_limit().map_err(resource("room for descriptors"))?;
+        let cores = host::allowed_cores();
+        let parallelism = std::thread::available_parallelism().map_or(1, usize::from);
+        let plan = host::plan_shards(settings.shards, settings.pin, &cores, parallelism);
+        let (driver, reason) = host::choose_driver(settings.driver, host::probe_uring)?;
+        let shards = plan.cores.len();
+        let slots = host::slots_per_shard(driver, settings.max_connections, shards, descriptors.soft);
+        let (address, listeners) = listen::bind(settings.listen, shards)?;
+        tracing::info!(driver = driver.label(), reason, "driver");
+        tracing::info!(shards, cores = ?cores, descriptors = descriptors.soft, were = descriptors.before, "machine");
+        if let Some(because) = &plan.unpinned_because {
+            tracing::warn!(because, "shards are not pinned");
+        }
+
+        let mailboxes = (0..shards).map(|_| Mailbox::new().map(Arc::new)).collect::<io::Result<Vec<_>>>();
+        let mailboxes = mailboxes.map_err(resource("mailboxes"))?;
+        let parts = parts(shards);
+        let (relay, requests) = mpsc::channel(RELAY_REQUESTS);
+        let state = Arc::new(NodeState {
+            metrics: Metrics::new(shards),
+            report: parts.report,
+            descriptor_limit: descriptors.soft,
+            stopping: AtomicBool::new(false),
+        });
+        let (sender, receiver) = channel::channel();
+        let bell = Arc::new(Bell::new().map_err(resource("a bell"))?);
+        let ends = Ends { bell, sender, receiver };
+        let mut node = Self { address, state, mailboxes, relay: Some(relay.clone()), threads: Vec::new(), ends };
+
+        let settings = Arc::new(settings);
+        let start = BackboneStart {
+            settings: Arc::clone(&settings),
+            requests,
+            shards: node.mailboxes.clone(),
+            clock: monotonic_micros,
+        };
+        let body = parts.backbone;
+        node.spawn("backbone".into(), move || body(start))?;
+        for ((index, listener), core) in listeners.into_iter().enumerate().zip(plan.cores) {
+            let start = ShardStart {
+                index,
+                listener,
+                settings: Arc::clone(&settings),
+                mailbox: Arc::clone(&node.mailboxes[index]),
+                relay: relay.clone(),
+                metrics: Arc::clone(&node.state.metrics.shards[index]),
+                driver,
+                slots,
+                node: Arc::clone(&node.state) as Arc<dyn NodeReport>,
+                clock: monotonic_micros,
+                seed: seed()?,
+            };
+            node.spawn(format!("shard-{index}"), move || {
+                if let Some(core) = core
+                    && let Err(error) = host::pin_thread(core)
+                {
+                    tracing::warn!(shard = index, core, %error, "not pinned");
+                }
+                (parts.shard)(start)
+            })?;
+        }
+        Ok(node)
+    }
+
+    /// Where it listens: the port is the real one, also when the settings say 0.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn spawn(
+        &mut self,
+        name: String,
+        body: impl FnOnce() -> Result<(), String> + Send + 'static,
+    ) -> Result<(), NodeError> {
+        let guard = EndGuard {
+            thread: self.threads.len(),
+            outcome: Err("it panicked".into()),
+            bell: Arc::clone(&self.ends.bell),
+            sender: self.ends.sender.clone(),
+        };
+        let builder = std::thread::Builder::new().name(name.clone());
+        let handle = builder.spawn(move || {
+            // Moved in whole: assigning to a field alone would capture that field and drop the guard out here.
+            let mut guard = guard;
+            guard.outcome = body();
+        });
+        let handle = handle.map_err(resource("a thread"))?;
+        self.threads.push((name, Some(handle)));
+        Ok(())
+    }
+
+    /// Runs until a signal arrives, then stops in order.
+    ///
+    /// # Errors
+    /// When a thread ends by itself, with the first one's error, or as [`Node::stop`].
+    pub fn run(mut self, signals: &Signals) -> Result<(), NodeError> {
+        let cause = loop {
+            wait(signals, &self.ends.bell, None);
+            if let Some(signal) = signals.take() {
+                tracing::info!(signal, "stopping");
+                break Ok(());
+            }
+            if let Some((thread, outcome)) = self.next_end() {
+                let reason = outcome.err().unwrap_or_else(|| "nobody asked it to".into());
+                tracing::error!(thread, reason, "a thread ended");
+                break Err(NodeError::ThreadEnded { thread, reason });
+            }
+        };
+        let stopped = self.stop(signals);
+        cause.and(stopped)
+    }
+
+    /// Tells every shard to stop, then waits [`STOP_MILLIS`] at most for all threads to end. A second signal ends the wait.
+    ///
+    /// # Errors
+    /// [`NodeError::Unfinished`], or [`NodeError::ThreadEnded`] when a thread ended with an error.
+    pub fn stop(&mut self, signals: &Signals) -> Result<(), NodeError> {
+        let deadline = Instant::now() + Duration::from_millis(STOP_MILLIS);
+        self.state.stopping.store(true, Ordering::Relaxed);
+        self.relay = None;
+        let mut untold: Vec<_> = self.mailboxes.clone();
+        let mut failed = Ok(());
+        loop {
+            untold.retain(|mailbox| {
+                let refused = mailbox.post(ToShard::Stop).is_err();
+                mailbox.ring();
+                refused
+            });
+            while let Some((thread, outcome)) = self.next_end() {
+                if let Err(reason) = outcome {
+                    tracing::error!(thread, reason, "a thread ended with an error");
+                    failed = failed.and(Err(NodeError::ThreadEnded { thread, reason }));
+                }
+            }
+            let running: Vec<_> =
+                self.threads.iter().filter(|(_, handle)| handle.is_some()).map(|(name, _)| name.as_str()).collect();
+            if running.is_empty() {
+                tracing::info!("stopped");
+                return failed;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || signals.take().is_some() {
+                return Err(NodeError::Unfinished(running.join(", ")));
+            }
+            // A full mailbox has no bell for room: look again soon.
+            wait(signals, &self.ends.bell, Some(if untold.is_empty() { left } else { left.min(RETRY) }));
+        }
+    }
+
+    /// The next thread that ended: its name and outcome.
+    fn next_end(&mut self) -> Option<(String, Result<(), String>)> {
+        self.ends.bell.quiet();
+        let (thread, outcome) = self.ends.receiver.try_recv().ok()?;
+        let (name, handle) = &mut self.threads[thread];
+        // Its last act was to say so, so this waits for microseconds; a panic was reported as the outcome.
+        let _ = handle.take().map(JoinHandle::join);
+        Some((name.clone(), outcome))
+    }
+}
+
+/// How soon a full mailbox is tried again.
+const RETRY: Duration = Duration::from_millis(5);
+
+/// Waits for a signal, the end of a thread, or the time to pass.
+fn wait(signals: &Signals, bell: &Bell, time: Option<Duration>) {
+    let poll = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let mut fds = [poll(signals.as_raw_fd()), poll(bell.as_raw_fd())];
+    // Rounded up, so that a wait for less than a millisecond does not become none at all.
+    let millis = time.map_or(-1, |time| time.as_millis() as i32 + 1);
+    // SAFETY: the array is live and its length is given. An interrupted or failed wait only makes the caller look earlier.
+    unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, millis) };
+}
+
+fn seed() -> Result<u64, NodeError> {
+    getrandom::u64().map_err(|error| NodeError::Resource { what: "random bits", source: io::Error::other(error) })
+}
+
+#[cfg(test)]
+mod tests;

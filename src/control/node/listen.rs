@@ -1,0 +1,114 @@
+//! The shards' listening sockets.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::NodeError;
+use crate::limits::{ACCEPT_BACKLOG, LISTEN_PAUSE_MILLIS, LISTEN_RETRY_MILLIS};
+
+/// Binds one listener a shard to the same address (`SO_REUSEPORT`: the kernel spreads connections over them) and says which
+/// address that is, with the real port when 0 was asked for.
+///
+/// # Errors
+/// [`NodeError::Listen`], also when another process listens there: with `SO_REUSEPORT` alone the kernel would let both and
+/// give each some of the clients.
+pub(super) fn bind(address: SocketAddr, shards: usize) -> Result<(SocketAddr, Vec<TcpListener>), NodeError> {
+    let refused = |source: io::Error| NodeError::Listen { address, hint: hint(&source), source };
+    if address.port() != 0 {
+        claim(address).map_err(refused)?;
+    }
+    let first = listener(address).map_err(refused)?;
+    let bound = first.local_addr().map_err(refused)?;
+    let mut listeners = vec![first];
+    for _ in 1..shards {
+        listeners.push(listener(bound).map_err(refused)?);
+    }
+    Ok((bound, listeners))
+}
+
+/// Fails when another process listens there, but not for the rest of a killed one: the kernel takes a ring apart in the
+/// background, so the listeners of a node that was killed outlive its process for a moment.
+fn claim(address: SocketAddr) -> io::Result<()> {
+    let deadline = Instant::now() + Duration::from_millis(LISTEN_RETRY_MILLIS);
+    loop {
+        match socket(address, false) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(LISTEN_PAUSE_MILLIS));
+            }
+            other => return other.map(drop),
+        }
+    }
+}
+
+fn listener(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket(address, true)?;
+    socket.listen(ACCEPT_BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // [::] means every address, whatever the sysctl net.ipv6.bindv6only says.
+        socket.set_only_v6(false)?;
+    }
+    // Without this a restart would have to wait for the old connections' TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; another process listens there",
+        io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need CAP_NET_BIND_SERVICE",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+
+    const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+    #[test]
+    fn shards_share_one_port() {
+        let (address, listeners) = bind(ANY_PORT, 3).expect("loopback has free ports");
+        assert_ne!(address.port(), 0);
+        assert!(listeners.len() == 3 && listeners.iter().all(|one| one.local_addr().is_ok_and(|it| it == address)));
+        for listener in &listeners {
+            listener.set_nonblocking(true).expect("a socket option");
+        }
+        let clients: Vec<_> = (0..30).map(|_| TcpStream::connect(address).expect("somebody listens")).collect();
+        let accepted: usize = listeners.iter().map(|one| std::iter::from_fn(|| one.accept().ok()).count()).sum();
+        assert_eq!(accepted, clients.len());
+    }
+
+    #[test]
+    fn a_second_node_on_the_same_port_is_refused() {
+        let (address, _listeners) = bind(ANY_PORT, 2).expect("loopback has free ports");
+        let error = bind(address, 2).expect_err("it is taken").to_string();
+        assert!(
+            error.starts_with(&format!("cannot listen on {address}: ")) && error.contains("another process"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_port_is_free_again_at_once() {
+        let (address, listeners) = bind(ANY_PORT, 1).expect("loopback has free ports");
+        let client = TcpStream::connect(address).expect("somebody listens");
+        let (served, _) = listeners[0].accept().expect("a client is there");
+        drop((served, listeners));
+        drop(client);
+        bind(address, 1).expect("TIME_WAIT does not matter");
+    }
+}

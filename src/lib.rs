@@ -92,3 +92,10 @@ pub mod control {
     pub mod signals;
 }
 
+/// The command-line clients and the load generator. Uses [`wire`] only.
+pub mod client {
+    pub mod bench;
+    mod http;
+    pub mod publish;
+    pub mod subscribe;
+}

@@ -1,0 +1,126 @@
+//! The command line of weir.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+use weir::control::config::{self, ConfigErrors, Loaded, Overrides};
+use weir::control::node::{Node, NodeError};
+use weir::control::parts;
+use weir::control::signals::Signals;
+use weir::settings::{LogConfig, LogFormat, Settings};
+
+mod cli;
+
+use cli::{CheckArgs, Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        None => serve(cli.serve.into_sources()),
+        Some(Command::Serve(args)) => serve(args.into_sources()),
+        Some(Command::Check(args)) => check(args),
+        Some(Command::Subscribe(args)) => weir::client::subscribe::run(args),
+        Some(Command::Publish(args)) => weir::client::publish::run(args),
+        Some(Command::Bench(args)) => weir::client::bench::run(args),
+    }
+}
+
+/// Reads the configuration from everywhere it may come from.
+fn load((file, flags): (Option<PathBuf>, Overrides)) -> Result<Loaded, ConfigErrors> {
+    // A name or value that is not Unicode cannot be a key's.
+    let environment =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    config::load(file.as_deref(), environment, &flags)
+}
+
+fn check(args: CheckArgs) -> ExitCode {
+    if args.example {
+        return print(&config::example());
+    }
+    match load(args.into_sources()) {
+        Ok(loaded) => print(&loaded.to_toml()),
+        Err(errors) => {
+            eprintln!("{errors}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints to stdout; a reader that has gone, such as `head`, is no error.
+fn print(text: &str) -> ExitCode {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+fn serve(sources: (Option<PathBuf>, Overrides)) -> ExitCode {
+    let settings = match load(sources) {
+        Ok(loaded) => loaded.settings,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::FAILURE;
+        }
+    };
+    start_log(&settings.log);
+    match run(settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "ended");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(settings: Settings) -> Result<(), NodeError> {
+    let signals = Signals::block().map_err(|source| NodeError::Resource { what: "a signal descriptor", source })?;
+    let node = Node::start(settings, parts::of)?;
+    tracing::info!(address = %node.address(), version = env!("CARGO_PKG_VERSION"), "listening");
+    if std::io::stdout().is_terminal() {
+        print(&where_to_look(node.address()));
+    }
+    node.run(&signals)
+}
+
+/// The first things to try.
+fn where_to_look(address: SocketAddr) -> String {
+    let ip = match address.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let url = format!("http://{}", SocketAddr::new(ip, address.port()));
+    format!(
+        "subscribe:  curl -N '{url}/sse?channel=news'\n\
+         publish:    curl -d 'hello' '{url}/publish/news'\n\
+         look:       {url}/  {url}/health/ready  {url}/metrics\n"
+    )
+}
+
+/// Sends log lines to stderr: stdout is for what was asked for.
+fn start_log(log: &LogConfig) {
+    let filter = EnvFilter::try_new(&log.filter).expect("the configuration checked the filter");
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match log.format {
+        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => lines.json().init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_can_be_opened() {
+        for (listens, shown) in [
+            ("0.0.0.0:80", "http://127.0.0.1:80/sse"),
+            ("[::]:80", "http://[::1]:80/sse"),
+            ("10.0.0.1:8080", "http://10.0.0.1:8080/sse"),
+        ] {
+            assert!(where_to_look(listens.parse().expect("an address")).contains(shown), "{listens}");
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! The node under test: starting, watching and stopping the real binary.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use seccompiler::BpfProgram;
+use serde_json::Value;
+
+use super::{
+    Centrifugo, Connection, DEADLINE, Driver, Http, Response, Samples, Sse, die_with_parent, eventually, percent_encode,
+};
+
+/// The lines a node wrote, on both outputs.
+#[derive(Default)]
+struct Output {
+    lines: Mutex<Vec<String>>,
+    more: Condvar,
+}
+
+impl Output {
+    fn collect(self: &Arc<Self>, stream: impl Read + Send + 'static) {
+        let output = Arc::clone(self);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
+                let mut lines = output.lines.lock().expect("no holder panics");
+                lines.push(String::from_utf8_lossy(&line).into_owned());
+                output.more.notify_all();
+            }
+        });
+    }
+
+    fn text(&self) -> String {
+        self.lines.lock().expect("no holder panics").join("\n")
+    }
+
+    /// Waits until `find` gives something for a line.
+    fn wait<T>(&self, patience: Duration, find: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let deadline = Instant::now() + patience;
+        let mut lines = self.lines.lock().expect("no holder panics");
+        let mut seen = 0;
+        loop {
+            if let Some(found) = lines[seen..].iter().find_map(|line| find(line)) {
+                return Some(found);
+            }
+            seen = lines.len();
+            let left = deadline.checked_duration_since(Instant::now())?;
+            lines = self.more.wait_timeout(lines, left).expect("no holder panics").0;
+        }
+    }
+}
+
+/// A node that is about to be started.
+pub struct WeirCommand {
+    driver: &'static str,
+    listen: String,
+    flags: Vec<String>,
+    filter: Option<BpfProgram>,
+}
+
+impl WeirCommand {
+    /// Adds flags.
+    pub fn flags(mut self, flags: &[&str]) -> Self {
+        self.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
+        self
+    }
+
+    /// Listens on this address instead of a free port.
+    pub fn listen(mut self, address: SocketAddr) -> Self {
+        self.listen = address.to_string();
+        self
+    }
+
+    /// The value of `--driver`, for tests of the choice itself.
+    pub fn driver(mut self, driver: &'static str) -> Self {
+        self.driver = driver;
+        self
+    }
+
+    /// Runs the node under a seccomp filter.
+    pub fn seccomp(mut self, filter: BpfProgram) -> Self {
+        self.filter = Some(filter);
+        self
+    }
+
+    /// Starts the node and waits until it is ready.
+    #[track_caller]
+    pub fn start(self) -> Weir {
+        let weir = self.start_unready();
+        weir.wait_ready();
+        weir
+    }
+
+    /// Starts the node and waits until it listens.
+    #[track_caller]
+    pub fn start_unready(self) -> Weir {
+        let (child, output) = self.spawn();
+        let mut starting = Starting(Some(child));
+        let address = eventually("the node logs that it is listening", || {
+            let address = output.wait(Duration::from_millis(100), bound_address);
+            let ended = starting.0.as_mut().expect("not taken yet").try_wait().expect("wait for the node");
+            if let (None, Some(status)) = (address, ended) {
+                panic!("the node ended with {status} instead of listening:\n{}", output.text());
+            }
+            address
+        });
+        let child = starting.0.take().expect("not taken yet");
+        Weir { child, output, address }
+    }
+
+    /// Runs a node that is expected to refuse to start; returns its status and what it wrote.
+    #[track_caller]
+    pub fn run_to_refusal(self) -> (ExitStatus, String) {
+        let (child, output) = self.spawn();
+        let mut starting = Starting(Some(child));
+        let status = eventually("the node refuses to start", || {
+            starting.0.as_mut().expect("not taken").try_wait().expect("wait for the node")
+        });
+        // The pipes end with the process; their readers may need a moment more.
+        let mut text = output.text();
+        eventually("the output is complete", || {
+            let previous = std::mem::replace(&mut text, output.text());
+            (previous == text && !text.is_empty()).then_some(())
+        });
+        (status, text)
+    }
+
+    fn spawn(self) -> (Child, Arc<Output>) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+        command.args([
+            "serve",
+            "--listen",
+            &self.listen,
+            "--driver",
+            self.driver,
+            "--shards",
+            "2",
+            "--log-format",
+            "json",
+        ]);
+        command.args(&self.flags);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        without_settings(&mut command);
+        die_with_parent(&mut command);
+        if let Some(filter) = self.filter {
+            // SAFETY: applying a filter makes two system calls and allocates nothing.
+            unsafe {
+                command
+                    .pre_exec(move || seccompiler::apply_filter(&filter).map_err(|_| std::io::Error::last_os_error()));
+            }
+        }
+        let mut child = command.spawn().expect("start the node");
+        let output = Arc::new(Output::default());
+        output.collect(child.stdout.take().expect("piped"));
+        output.collect(child.stderr.take().expect("piped"));
+        (child, output)
+    }
+}
+
+/// Kills a child whose start failed.
+struct Starting(Option<Child>);
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Removes the node's settings from a child's environment: a developer's own must not change a test.
+pub fn without_settings(command: &mut Command) {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("WEIR_")) {
+        command.env_remove(name);
+    }
+}
+
+fn bound_address(line: &str) -> Option<SocketAddr> {
+    let value: Value = serde_json::from_str(line).ok()?;
+    let fields = value.get("fields").unwrap_or(&value);
+    (fields["message"] == "listening").then(|| fields["address"].as_str()?.parse().ok())?
+}
+
+/// Where a publication went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The channel's epoch.
+    pub epoch: String,
+    /// The offset it took.
+    pub offset: u64,
+    /// The position as a stream's `Last-Event-ID`.
+    pub cursor: String,
+}
+
+/// A running node; killed when dropped.
+pub struct Weir {
+    child: Child,
+    output: Arc<Output>,
+    address: SocketAddr,
+}
+
+impl Weir {
+    /// A node with this driver, on a free port of 127.0.0.1, with two shards.
+    pub fn command(driver: Driver) -> WeirCommand {
+        WeirCommand { driver: driver.flag(), listen: "127.0.0.1:0".into(), flags: Vec::new(), filter: None }
+    }
+
+    /// Starts a node with flags.
+    #[track_caller]
+    pub fn start(driver: Driver, flags: &[&str]) -> Self {
+        Self::command(driver).flags(flags).start()
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its base URL.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until it says that it is ready.
+    #[track_caller]
+    pub fn wait_ready(&self) {
+        eventually("the node is ready", || (self.get("/health/ready").status == 200).then_some(()));
+    }
+
+    /// Waits until it says that it is not ready, and returns why.
+    #[track_caller]
+    pub fn wait_not_ready(&self) -> String {
+        eventually("the node is not ready", || {
+            let response = self.get("/health/ready");
+            (response.status == 503).then(|| response.text().to_owned())
+        })
+    }
+
+    /// One GET on a connection of its own.
+    #[track_caller]
+    pub fn get(&self, target: &str) -> Response {
+        Http::open(self.address).send("GET", target, &[], b"")
+    }
+
+    /// One POST on a connection of its own.
+    #[track_caller]
+    pub fn post(&self, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+        Http::open(self.address).send("POST", target, headers, body)
+    }
+
+    /// Publishes one payload.
+    #[track_caller]
+    pub fn publish(&self, channel: &str, data: &str) -> Published {
+        self.publish_with(channel, data, &[])
+    }
+
+    /// Publishes one payload with request headers.
+    #[track_caller]
+    pub fn publish_with(&self, channel: &str, data: &str, headers: &[(&str, &str)]) -> Published {
+        let target = format!("/publish/{}", percent_encode(channel));
+        published(&self.post(&target, headers, data.as_bytes()).expect(200).json())
+    }
+
+    /// Publishes many texts into one channel, in order, by batch requests on one connection.
+    #[track_caller]
+    pub fn publish_all<'a>(&self, channel: &str, data: impl IntoIterator<Item = &'a str>) -> Vec<Published> {
+        let publications: Vec<Value> =
+            data.into_iter().map(|text| serde_json::json!({ "channel": channel, "text": text })).collect();
+        let mut http = Http::open(self.address);
+        let mut positions = Vec::new();
+        for batch in publications.chunks(100) {
+            let body = serde_json::json!({ "publications": batch }).to_string();
+            let headers = [("Content-Type", "application/json")];
+            let reply = http.send("POST", "/api/publish", &headers, body.as_bytes()).expect(200).json();
+            let results = reply["results"].as_array().unwrap_or_else(|| panic!("no results: {reply}"));
+            assert_eq!(results.len(), batch.len(), "{reply}");
+            positions.extend(results.iter().map(published));
+        }
+        positions
+    }
+
+    /// Opens a stream.
+    #[track_caller]
+    pub fn sse(&self, channels: &[&str]) -> Sse {
+        Sse::open(self.address, channels, None)
+    }
+
+    /// Opens a stream that resumes.
+    #[track_caller]
+    pub fn sse_from(&self, channels: &[&str], last_id: &str) -> Sse {
+        Sse::open(self.address, channels, Some(last_id))
+    }
+
+    /// Opens a stream whose socket takes little beyond what is read.
+    #[track_caller]
+    pub fn sse_narrow(&self, channels: &[&str]) -> Sse {
+        Sse::open_on(Connection::open_with_receive_buffer(self.address, 4096), channels, None)
+    }
+
+    /// Opens a Centrifugo connection.
+    #[track_caller]
+    pub fn centrifugo(&self) -> Centrifugo {
+        Centrifugo::open(self.address)
+    }
+
+    /// Scrapes the metrics.
+    #[track_caller]
+    pub fn metrics(&self) -> Samples {
+        Samples::parse(self.get("/metrics").expect(200).text())
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: libc::c_int) {
+        // SAFETY: kill takes no pointers, and the child was not waited for, so the id is still its own.
+        let rc = unsafe { libc::kill(self.pid() as libc::pid_t, signal) };
+        assert_eq!(rc, 0, "signal {signal}: {}", std::io::Error::last_os_error());
+    }
+
+    /// Waits until the process ends.
+    #[track_caller]
+    pub fn wait_end(&mut self) -> ExitStatus {
+        let child = &mut self.child;
+        eventually("the node ends", || child.try_wait().expect("wait for the node"))
+    }
+
+    /// Kills the process (SIGKILL) and waits for its end.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill the node");
+        self.child.wait().expect("wait for the node");
+    }
+
+    /// Waits for a line of its log that `find` accepts.
+    #[track_caller]
+    pub fn wait_log(&self, what: &str, find: impl Fn(&str) -> bool) -> String {
+        let line = self.output.wait(DEADLINE, |line| find(line).then(|| line.to_owned()));
+        line.unwrap_or_else(|| panic!("not logged: {what}; the log:\n{}", self.output.text()))
+    }
+
+    /// Its open descriptors: what each link in `/proc/PID/fd` points to.
+    pub fn descriptors(&self) -> Vec<String> {
+        let directory = format!("/proc/{}/fd", self.pid());
+        let entries = std::fs::read_dir(&directory).unwrap_or_else(|error| panic!("{directory}: {error}"));
+        // A descriptor may be closed between the listing and the look.
+        entries
+            .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+            .map(|to| to.display().to_string())
+            .collect()
+    }
+}
+
+impl Drop for Weir {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the node at {} wrote:\n{}", self.address, self.output.text());
+        }
+    }
+}
+
+#[track_caller]
+fn published(value: &Value) -> Published {
+    let text = |name: &str| value[name].as_str().unwrap_or_else(|| panic!("no {name}: {value}")).to_owned();
+    let offset = value["offset"].as_u64().unwrap_or_else(|| panic!("no offset: {value}"));
+    Published { epoch: text("epoch"), offset, cursor: text("cursor") }
+}

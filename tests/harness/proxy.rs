@@ -42,10 +42,11 @@ const TICK: Duration = Duration::from_millis(2);
 /// Token of the listener; connections have twice their key and one more for the server's side.
 const LISTENER: u64 = u64::MAX;
 
-/// A proxy on a port of its own; its connections end when it is dropped.
+/// A proxy on a port of its own; its connections end when it is dropped. What it is told holds once the call returns.
 pub struct Proxy {
     address: SocketAddr,
-    orders: Option<Sender<Order>>,
+    /// Each with a way to say that it took effect.
+    orders: Option<Sender<(Order, Sender<()>)>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -88,7 +89,9 @@ impl Proxy {
 
     fn order(&self, order: Order) {
         let orders = self.orders.as_ref().expect("taken only when dropped");
-        orders.send(order).expect("the proxy's thread lives; see above");
+        let (done, wait) = channel();
+        orders.send((order, done)).expect("the proxy's thread lives; see above");
+        wait.recv().expect("the proxy's thread lives; see above");
     }
 }
 
@@ -180,17 +183,26 @@ impl Server {
         Self { listener, target, rule, poller, pairs: slab::Slab::new(), accepted: 0, buffer: vec![0; 64 * 1024] }
     }
 
-    fn run(mut self, orders: &Receiver<Order>) {
+    fn run(mut self, orders: &Receiver<(Order, Sender<()>)>) {
         let mut ready: Vec<Ready> = Vec::new();
         loop {
             loop {
-                match orders.try_recv() {
-                    Ok(Order::Present(fault)) => self.pairs.iter_mut().for_each(|(_, pair)| pair.fault = fault),
-                    Ok(Order::Coming(rule)) => self.rule = rule,
-                    Ok(Order::Target(target)) => self.target = target,
+                let (order, done) = match orders.try_recv() {
+                    Ok(order) => order,
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return,
+                };
+                match order {
+                    // Who connected before the order is there, accepted or not.
+                    Order::Present(fault) => {
+                        self.accept();
+                        self.pairs.iter_mut().for_each(|(_, pair)| pair.fault = fault);
+                    }
+                    Order::Coming(rule) => self.rule = rule,
+                    Order::Target(target) => self.target = target,
                 }
+                // Whoever waits may have given up.
+                let _ = done.send(());
             }
             self.poller.wait(&mut ready, TICK.as_millis() as u64 * MILLI).expect("wait for events");
             for event in ready.drain(..) {
@@ -346,7 +358,6 @@ mod tests {
         server.write_all(b"x").unwrap();
         client.read_exact(&mut [0]).unwrap();
         proxy.set_present(Fault::Swallow);
-        std::thread::sleep(5 * TICK);
         server.write_all(b"swallowed").unwrap();
         assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
         drop(client);
@@ -365,7 +376,6 @@ mod tests {
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
         proxy.set_target(other.local_addr().unwrap());
         proxy.set(Fault::None);
-        std::thread::sleep(5 * TICK);
         let _client = TcpStream::connect(proxy.address()).unwrap();
         other.accept().unwrap();
     }

@@ -1,7 +1,7 @@
-//! Bugs on purpose. At a few decision points the product asks [`planted!`] whether the test that runs on this thread wants
+//! Bugs on purpose. At a few decision points the product asks `planted!` whether the test that runs on this thread wants
 //! that decision to be wrong; the simulation must then notice. Outside of tests the question is the constant `false`.
 
-/// Whether a [`Bug`] is wanted here, by its name. Always `false` outside of tests.
+/// Whether a `Bug` is wanted here, by its name. Always `false` outside of tests.
 macro_rules! planted {
     ($bug:ident) => {{
         #[cfg(test)]

@@ -191,7 +191,7 @@ impl Connection {
     /// Reads a response head.
     ///
     /// # Errors
-    /// [`HttpError::Cut`], [`HttpError::NotHttp`] or [`HttpError::Io`].
+    /// [`HttpError::Cut`], [`HttpError::Head`] or [`HttpError::Io`].
     pub fn read_head(&mut self) -> Result<ResponseHead, HttpError> {
         loop {
             match http1::parse_response_head(&self.buffer)? {

@@ -9,13 +9,14 @@ use super::connection::{Phase, Place};
 use super::core::Core;
 use super::disconnect::Disconnect;
 use super::sink::{Order, Piece, Short, Sink, Ticket};
+use super::subscription::leave_group;
 use super::timer::tick_of;
 use crate::limits::{
     BYTES_PER_SEND, CHANNELS_PER_TURN, OWN_SENDS_PER_TURN, PIECES_PER_SEND, SENDS_PER_CHANNEL_TURN,
     TAIL_BYTES_PER_BATCH,
 };
 use crate::log::channel_log::Seq;
-use crate::log::channel_table::{ChannelId, Lane, Moved, Slot, State};
+use crate::log::channel_table::{ChannelId, Lane, Slot, State};
 use crate::log::cursor::Cursor;
 use crate::log::frame::{Frame, FrameKind, Micros};
 
@@ -222,12 +223,7 @@ impl Core {
                     continue;
                 }
                 // It is owed something else first, or needs more than a shared frame: it goes on from a cursor of its own.
-                for Moved { slot, index } in group.leave(index).into_iter().flatten() {
-                    let moved = &mut self.connections[slot as usize];
-                    if let Some(at) = moved.subscription(id) {
-                        moved.subscriptions[at].place = Place::CaughtUp { index };
-                    }
-                }
+                leave_group(&mut self.connections, group, id, index);
                 let connection = &mut self.connections[slot as usize];
                 if let Some(at) = connection.subscription(id) {
                     connection.subscriptions[at].place = Place::Behind(Cursor::at(from));

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use super::connection::{Place, Subscription};
+use slab::Slab;
+
+use super::connection::{Connection, Place, Subscription};
 use super::core::{Core, OpenWaiter};
 use super::mailbox::ToRelay;
 use crate::log::channel_log::ChannelLog;
-use crate::log::channel_table::{ChannelId, Interest, Lane, Moved, Slot, State};
+use crate::log::channel_table::{ChannelId, Group, Interest, Lane, Moved, Slot, State};
 use crate::log::cursor::Cursor;
 use crate::log::position::{CursorEntry, Position, write_entry};
 
@@ -43,12 +45,7 @@ impl Core {
             Place::Opening | Place::Behind(_) => return,
             Place::CaughtUp { index } => {
                 let cursor = Cursor::at(group.sent_to(index) + 1);
-                for Moved { slot, index } in group.leave(index).into_iter().flatten() {
-                    let moved = &mut self.connections[slot as usize];
-                    if let Some(at) = moved.subscription(id).filter(|_| !planted!(IndexNotFixed)) {
-                        moved.subscriptions[at].place = Place::CaughtUp { index };
-                    }
-                }
+                leave_group(&mut self.connections, group, id, index);
                 cursor
             }
             Place::Waiting { cursor, index } => {
@@ -153,4 +150,14 @@ impl Core {
 pub(super) fn position_at(log: &ChannelLog, cursor: Cursor) -> Position {
     let next = if planted!(HeadInIds) { log.head() + 1 } else { cursor.next };
     cursor.position(log.position_before(next))
+}
+
+/// Takes a member out of its group and tells those that moved for it their new indices.
+pub(super) fn leave_group(connections: &mut Slab<Connection>, group: &mut Group, id: ChannelId, index: u32) {
+    for Moved { slot, index } in group.leave(index).into_iter().flatten() {
+        let moved = &mut connections[slot as usize];
+        if let Some(at) = moved.subscription(id).filter(|_| !planted!(IndexNotFixed)) {
+            moved.subscriptions[at].place = Place::CaughtUp { index };
+        }
+    }
 }

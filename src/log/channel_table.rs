@@ -39,13 +39,16 @@ impl Lane {
     }
 }
 
-/// A fan-out under way: members before `next` have everything up to `target`, the others up to the group's `at`.
+/// A fan-out under way: the served members have everything up to `target`, the others up to the group's `at`. Each pass walks
+/// the members in the opposite direction of the one before, so that nobody is always the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pass {
     /// Last frame of the pass.
     pub target: Seq,
-    /// Index of the next member to send to.
-    pub next: u32,
+    /// How many members are served: those at the front, or at the back when it walks backward.
+    served: u32,
+    /// Whether it walks from the last member to the first.
+    backward: bool,
 }
 
 /// The subscriptions of one lane that have nothing due: the caught-up ones, which share the group's place in the log and
@@ -56,6 +59,8 @@ pub struct Group {
     /// Every member has been sent every frame up to this one.
     at: Seq,
     pass: Option<Pass>,
+    /// The direction of the next pass.
+    backward: bool,
     /// Woken when the head moves or a pass ends.
     waiting: Vec<Slot>,
 }
@@ -70,7 +75,7 @@ pub struct Moved {
 }
 
 impl Group {
-    /// Members, those already served by the pass under way first.
+    /// Members, those that the pass under way has served at one end.
     #[must_use]
     pub fn members(&self) -> &[Slot] {
         &self.members
@@ -114,26 +119,35 @@ impl Group {
     #[must_use]
     pub fn sent_to(&self, index: u32) -> Seq {
         match self.pass {
-            Some(pass) if index < pass.next => pass.target,
+            Some(pass) if (index < self.front(pass)) != pass.backward => pass.target,
             _ => self.at,
         }
     }
 
-    /// Takes a member out and keeps those already served in front. Up to two others move.
+    /// How many members lie before the border between those served and those not.
+    fn front(&self, pass: Pass) -> u32 {
+        if pass.backward { self.members.len() as u32 - pass.served } else { pass.served }
+    }
+
+    /// Takes a member out and keeps those already served together. Up to two others move.
     pub fn leave(&mut self, index: u32) -> [Option<Moved>; 2] {
         let mut moved = [None; 2];
         let mut hole = index;
-        if let Some(pass) = &mut self.pass
-            && index < pass.next
+        if let Some(pass) = self.pass
             && !planted!(BorderNotMoved)
         {
-            // The last one served fills the hole, and the hole moves to the border.
-            pass.next -= 1;
-            if pass.next != hole {
-                self.members[hole as usize] = self.members[pass.next as usize];
-                moved[0] = Some(Moved { slot: self.members[hole as usize], index: hole });
+            let front = self.front(pass);
+            if (index < front) != pass.backward {
+                self.pass = Some(Pass { served: pass.served - 1, ..pass });
             }
-            hole = pass.next;
+            if index < front {
+                // The last one before the border fills the hole, and the hole moves to the border.
+                hole = front - 1;
+                if hole != index {
+                    self.members[index as usize] = self.members[hole as usize];
+                    moved[0] = Some(Moved { slot: self.members[index as usize], index });
+                }
+            }
         }
         self.members.swap_remove(hole as usize);
         if let Some(&slot) = self.members.get(hole as usize) {
@@ -174,26 +188,35 @@ impl Group {
                 self.at = self.at.max(head);
                 return None;
             }
-            self.pass = Some(Pass { target: head, next: 0 });
+            self.pass = Some(Pass { target: head, served: 0, backward: self.backward });
+            self.backward = !self.backward;
         }
         self.pass
     }
 
+    /// Whether the pass under way, if there is one, has members left to serve.
+    #[must_use]
+    pub fn pass_goes_on(&self) -> bool {
+        self.pass.is_some_and(|pass| (pass.served as usize) < self.members.len())
+    }
+
     /// The next member of the pass and its index; `None` ends the pass.
     pub fn next_in_pass(&mut self) -> Option<(u32, Slot)> {
-        let pass = self.pass.as_mut()?;
-        if let Some(&slot) = self.members.get(pass.next as usize) {
-            return Some((pass.next, slot));
+        let pass = self.pass?;
+        let left = self.members.len() as u32 - pass.served;
+        if left == 0 {
+            self.at = pass.target;
+            self.pass = None;
+            return None;
         }
-        self.at = pass.target;
-        self.pass = None;
-        None
+        let index = if pass.backward { left - 1 } else { pass.served };
+        Some((index, self.members[index as usize]))
     }
 
     /// Notes that the member [`Group::next_in_pass`] gave was served.
     pub fn served(&mut self) {
         if let Some(pass) = &mut self.pass {
-            pass.next += 1;
+            pass.served += 1;
         }
     }
 }
@@ -439,10 +462,11 @@ mod tests {
 
     #[test]
     fn a_pass_serves_each_member_once_whoever_leaves() {
-        // Every choice of how many were served and who leaves: the others are served exactly once.
-        for served in 0..6 {
+        // Every direction, every choice of how many were served and who leaves: the others are served exactly once.
+        for (backward, served) in (0..6).flat_map(|served| [(false, served), (true, served)]) {
             for leaver in 0..6u32 {
                 let mut group = group_of(6);
+                group.backward = backward;
                 let mut index_of: Vec<u32> = (0..6).collect();
                 let mut sent = [0; 6];
                 group.begin_pass(5);
@@ -467,6 +491,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn who_was_last_is_first_the_next_time() {
+        let mut group = group_of(3);
+        let mut pass = |head| {
+            group.begin_pass(head);
+            let mut order = Vec::new();
+            while let Some((_, slot)) = group.next_in_pass() {
+                order.push(slot);
+                group.served();
+            }
+            order
+        };
+        assert_eq!([pass(1), pass(2), pass(3)], [[0, 1, 2], [2, 1, 0], [0, 1, 2]]);
     }
 
     #[test]

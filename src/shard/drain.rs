@@ -235,7 +235,7 @@ impl Core {
                     self.ready.push_back(slot);
                 }
             }
-            let ended = group.pass().is_none_or(|pass| pass.next as usize >= group.members().len());
+            let ended = !group.pass_goes_on();
             if ended {
                 group.next_in_pass();
             }

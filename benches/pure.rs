@@ -1,38 +1,21 @@
 //! The log and the pure half of a shard, without a kernel: what weir does for a delivery beside the send itself.
 
 use std::hint::black_box;
-use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use paper::{EPOCH, PAYLOAD_BYTES, Shard, frame, payload};
 use weir::limits::{CHANNELS_PER_CONNECTION, LAG_MESSAGES, LOG_MESSAGES};
 use weir::log::channel_log::{Bounds, ChannelLog};
-use weir::log::channel_table::{ChannelId, Slot};
-use weir::log::frame::{ChannelBlocks, Frame, FrameEncoder, FrameKind, Micros};
-use weir::log::position::{ChannelTag, CursorEntry, Epoch, Position, parse_cursor, write_entry};
-use weir::metrics::{ShardMetrics, ShardRecorder};
+use weir::log::frame::{ChannelBlocks, FrameEncoder, FrameKind};
+use weir::log::position::{ChannelTag, CursorEntry, Position, parse_cursor, write_entry};
 use weir::settings::Settings;
-use weir::shard::core::Core;
-use weir::shard::mailbox::ToShard;
-use weir::shard::sink::{Event, Piece, Short, Sink, Staged, Ticket};
-use weir::wire::centrifugo::{SEPARATOR, write_connect_command, write_subscribe_command};
+use weir::shard::sink::Event;
 use weir::wire::websocket::{Opcode, write_masked_frame};
 
-/// Bytes of a usual broadcast.
-const PAYLOAD_BYTES: usize = 200;
-const EPOCH: Epoch = Epoch(9);
+mod paper;
+
 /// Subscribers of the usual measurements: one, some, and what one core is expected to serve.
 const SUBSCRIBERS: [usize; 3] = [1, 100, 5_000];
-
-fn payload(bytes: usize) -> String {
-    format!(r#"{{"text":"{}"}}"#, "x".repeat(bytes - 11))
-}
-
-fn frame(channel: &str, offset: u64) -> Arc<Frame> {
-    let position = Position { epoch: EPOCH, offset };
-    let data = payload(PAYLOAD_BYTES);
-    let kind = FrameKind::Publication;
-    Arc::new(FrameEncoder::default().encode(&mut ChannelBlocks::default(), channel, kind, position, &data, 0))
-}
 
 fn append(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("log");
@@ -98,137 +81,6 @@ fn cursor(criterion: &mut Criterion) {
         });
     }
     group.finish();
-}
-
-/// A kernel that takes every send at once, or refuses every one.
-#[derive(Default)]
-struct Null {
-    refuses: bool,
-    shorts: Vec<Short>,
-    sends: u64,
-}
-
-impl Null {
-    fn take(&mut self, slot: Slot, ticket: Ticket) {
-        self.sends += 1;
-        if self.refuses {
-            self.shorts.push(Short { slot, ticket, taken: Ok(0) });
-        }
-    }
-}
-
-impl Sink for Null {
-    unsafe fn stage(&mut self, pieces: &[Piece]) -> Staged {
-        black_box(pieces);
-        Staged(0)
-    }
-
-    fn send(&mut self, slot: Slot, _: Staged, ticket: Ticket) {
-        self.take(slot, ticket);
-    }
-
-    unsafe fn send_own(&mut self, slot: Slot, pieces: &[Piece], ticket: Ticket) -> bool {
-        black_box(pieces);
-        self.take(slot, ticket);
-        true
-    }
-
-    fn settle(&mut self, shorts: &mut Vec<Short>) {
-        shorts.append(&mut self.shorts);
-    }
-
-    fn now(&self) -> Micros {
-        0
-    }
-}
-
-/// A shard without threads and sockets.
-struct Shard {
-    core: Core,
-    sink: Null,
-    metrics: Arc<ShardMetrics>,
-    slots: Vec<Slot>,
-    channels: Vec<ChannelId>,
-    frames: Vec<Arc<Frame>>,
-}
-
-impl Shard {
-    fn new(channels: usize) -> Self {
-        let metrics = Arc::new(ShardMetrics::default());
-        let core = Core::new(0, Arc::new(Settings::default()), 7, ShardRecorder::new(metrics.clone()));
-        let mut shard = Self { core, sink: Null::default(), metrics, slots: vec![], channels: vec![], frames: vec![] };
-        for n in 0..channels {
-            let name = format!("channel-{n}");
-            let (id, live) = shard.core.reserve(&Arc::from(&*name), 0);
-            assert!(!live);
-            let position = Position { epoch: EPOCH, offset: 0 };
-            shard.core.on_message(ToShard::Live { channel: id, position, frames: Vec::new() }, 0);
-            shard.channels.push(id);
-            shard.frames.push(frame(&name, 1));
-        }
-        shard
-    }
-
-    /// Adds event streams, each on all channels, and lets them read what they are told at their start.
-    fn with_streams(channels: usize, count: usize) -> Self {
-        let mut shard = Self::new(channels);
-        for _ in 0..count {
-            let slot = shard.core.admit_sse(b"head\r\n\r\n", &shard.channels.clone(), &[], 0);
-            shard.slots.push(slot);
-        }
-        shard.drain();
-        shard
-    }
-
-    /// Adds WebSockets, each subscribed to the only channel.
-    fn with_websockets(count: usize) -> Self {
-        let mut shard = Self::new(1);
-        let command = opening_commands("channel-0");
-        for _ in 0..count {
-            let slot = shard.core.admit_websocket(b"head\r\n\r\n", &mut command.clone(), 0);
-            shard.slots.push(slot);
-        }
-        shard.drain();
-        shard
-    }
-
-    fn publish(&mut self, channel: usize) {
-        let frame = self.frames[channel].clone();
-        self.core.on_message(ToShard::Publication { channel: self.channels[channel], frame }, 0);
-    }
-
-    fn drain(&mut self) {
-        while self.core.drain(&mut self.sink) {}
-        self.core.orders.clear();
-    }
-
-    /// Everyone's socket is full: a publication makes everyone fall behind, and more follow.
-    fn fall_behind(&mut self, publications: u64) {
-        self.sink.refuses = true;
-        for _ in 0..publications {
-            self.publish(0);
-            self.drain();
-        }
-        self.sink.refuses = false;
-    }
-
-    fn catch_up(&mut self) {
-        for &slot in &self.slots {
-            self.core.on_event(Event::Writable(slot), 0);
-        }
-        self.drain();
-    }
-}
-
-/// The masked frame in which a client connects and subscribes.
-fn opening_commands(channel: &str) -> Vec<u8> {
-    let mut commands = Vec::new();
-    write_connect_command(&mut commands, 1, "", "bench");
-    commands.push(SEPARATOR);
-    write_subscribe_command(&mut commands, 2, channel, None);
-    let mut frame = Vec::new();
-    write_masked_frame(&mut frame, Opcode::Text, &commands, [0; 4]);
-    frame
 }
 
 /// Everyone is caught up: one publication, one shared send a subscriber.

@@ -62,6 +62,8 @@ prepare() {
     command -v node >/dev/null || missing+=(nodejs)
     command -v npm >/dev/null || missing+=(npm)
     [ -x "${CHROMIUM:-/usr/bin/chromium}" ] || missing+=(chromium)
+    # The tests do without it; the instruction counts among the benches do not.
+    command -v valgrind >/dev/null || missing+=(valgrind)
     command -v cc >/dev/null || missing+=(gcc libc6-dev)
     python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3 python3-venv)
     if [ ${#missing[@]} -gt 0 ]; then

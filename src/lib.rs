@@ -47,6 +47,7 @@ pub mod log {
     pub mod channel_table;
     pub mod cursor;
     pub mod frame;
+    pub mod mark;
     pub mod position;
 }
 
@@ -61,6 +62,7 @@ pub mod shard {
     pub mod engine;
     pub mod front;
     pub mod gate;
+    pub mod handover;
     pub mod mailbox;
     mod parting;
     pub mod poll;
@@ -75,6 +77,7 @@ pub mod shard {
 
 /// Where publications come from: the embedded backbone or Redis/Valkey, and the relay that feeds the shards.
 pub mod backbone {
+    pub mod handover;
     pub mod interface;
     pub mod memory;
     pub mod redis;
@@ -86,6 +89,7 @@ pub mod backbone {
 pub mod control {
     pub mod clock;
     pub mod config;
+    pub mod handover;
     pub mod host;
     pub mod node;
     pub mod parts;

@@ -66,6 +66,17 @@ const _: () = assert!(LAG_BYTES as usize <= LOG_BYTES, "whoever may lag must sti
 const _: () = assert!(LAG_MILLIS <= LOG_MILLIS, "whoever may lag must still be in the log");
 const _: () = assert!(PUBLICATION_BYTES * 2 <= LOG_BYTES, "the log must hold the largest publication");
 
+/// Publications without an offset by which a place in a log is found again after a hand-over, 8 bytes each: more than reach
+/// a client between two with an offset on all but the busiest channels.
+pub const MARK_FRAMES: usize = 16;
+/// Connections whose descriptors a shard that leaves makes at once; as many as one message of the process half carries
+/// would be 253 (`SCM_MAX_FD`).
+pub const HANDOVER_BATCH: usize = 64;
+/// Milliseconds a shard that leaves waits for requests under way to be answered, or the hand-over fails: more than any of
+/// them may wait for the backbone.
+pub const HANDOVER_SETTLE_MILLIS: u64 = 8_000;
+const _: () = assert!(HANDOVER_SETTLE_MILLIS > OPEN_MILLIS && HANDOVER_SETTLE_MILLIS > PUBLISH_MILLIS);
+
 /// Pieces of memory in one send. The kernel's bound is 1,024 (`UIO_MAXIOV`).
 pub const PIECES_PER_SEND: usize = 512;
 
@@ -94,6 +105,11 @@ pub const TAIL_BYTES_PER_BATCH: usize = 1024 * 1024;
 pub const REPLY_BYTES: usize = 1024 * 1024;
 /// See [`REPLY_BYTES`]: that, and one reply with a whole log of the default size, twice over.
 pub const CONTROL_BYTES: usize = 2 * (REPLY_BYTES + LOG_BYTES);
+
+/// Bytes of what is due to one connection that become its own bytes in a hand-over, because no log of the other process need
+/// have them. What is past it is found there by its position; of what took no offset nothing would remain.
+pub const HANDOVER_DUE_BYTES: usize = CONTROL_BYTES / 2;
+const _: () = assert!(LAG_BYTES as usize <= HANDOVER_DUE_BYTES, "whoever may lag loses nothing in a hand-over");
 
 /// Publications in one reply to a `history` command. Centrifugo's cap.
 pub const HISTORY_PUBLICATIONS: usize = 300;
@@ -236,6 +252,26 @@ pub const ACCEPT_BACKLOG: i32 = 4_096;
 /// Milliseconds from the signal to stop until the process ends in any case: longer than a client has to read its parting
 /// words, shorter than what service managers wait before they kill (systemd 90 s, Kubernetes 30 s).
 pub const STOP_MILLIS: u64 = 10_000;
+
+/// Descriptors in one message between two processes: the kernel's bound (`SCM_MAX_FD`, unix(7)).
+pub const HANDOVER_DESCRIPTORS: usize = 253;
+/// Bytes of publications in one piece of what the relay hands over: what it gathers in well below a millisecond, since
+/// nothing is delivered meanwhile.
+pub const HANDOVER_PIECE_BYTES: usize = 1024 * 1024;
+/// Bytes of one message between two processes: a piece with the largest publication in it, in all its forms.
+pub const HANDOVER_MESSAGE_BYTES: usize = 256 * 1024 * 1024;
+/// Messages on their way that were not acknowledged.
+pub const HANDOVER_WINDOW: usize = 4;
+/// Questions of a hand-over that wait for the backbone thread. They are asked one after the other.
+pub const HANDOVER_ORDERS: usize = 4;
+/// Milliseconds from the start of the next process to its first word: it reads its configuration before.
+pub const HANDOVER_START_MILLIS: u64 = 20_000;
+/// Milliseconds it has to take in the channels and to subscribe to all of them. Nothing stands still meanwhile.
+pub const HANDOVER_PREPARE_MILLIS: u64 = 60_000;
+/// Milliseconds the shards have to stand still: longer than each of them gives what it is answering.
+pub const HANDOVER_FREEZE_MILLIS: u64 = 10_000;
+/// Milliseconds a step may take while nothing is delivered. On an idle machine all of them together take tens.
+pub const HANDOVER_STEP_MILLIS: u64 = 5_000;
 
 /// Descriptors kept for listeners, handshakes, requests, the backbone and files when established sockets use the rest.
 pub const RESERVED_DESCRIPTORS: u64 = 2_048;

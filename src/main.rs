@@ -8,6 +8,8 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 use weir::control::config::{self, ConfigErrors, Loaded, Overrides};
+use weir::control::handover::process;
+use weir::control::handover::taking::{Inheritance, TakeError};
 use weir::control::node::{Node, NodeError};
 use weir::control::parts;
 use weir::control::signals::Signals;
@@ -76,12 +78,29 @@ fn serve(sources: (Option<PathBuf>, Overrides)) -> ExitCode {
 
 fn run(settings: Settings) -> Result<(), NodeError> {
     let signals = Signals::block().map_err(|source| NodeError::Resource { what: "a signal descriptor", source })?;
-    let node = Node::start(settings, parts::of)?;
+    let mut inheritance = inherited()?;
+    let node = Node::start_after(inheritance.as_mut(), settings, parts::of);
+    let node = match (node, inheritance) {
+        (Ok(mut node), Some(inheritance)) => {
+            node.take_over(inheritance)?;
+            node
+        }
+        (Err(error), Some(inheritance)) => {
+            inheritance.decline(&error.to_string());
+            return Err(error);
+        }
+        (node, None) => node?,
+    };
     tracing::info!(address = %node.address(), version = env!("CARGO_PKG_VERSION"), "listening");
     if std::io::stdout().is_terminal() {
         print(&where_to_look(node.address()));
     }
     node.run(&signals)
+}
+
+/// What a running process offers to hand over, when one has started this.
+fn inherited() -> Result<Option<Inheritance>, TakeError> {
+    process::inherited().map_err(TakeError::new)?.map(Inheritance::accept).transpose()
 }
 
 /// The first things to try.

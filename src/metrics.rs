@@ -234,6 +234,10 @@ pub struct NodeSnapshot {
     pub ready: bool,
     /// Descriptors the process may open.
     pub descriptor_limit: u64,
+    /// Hand-overs to a next process: that succeeded, and after which the old one went on.
+    pub handovers: [u64; 2],
+    /// Microseconds of the last one's pause.
+    pub handover_pause_micros: u64,
     /// Whether the backbone is connected.
     pub backbone_connected: bool,
     /// Connections made to the backbone.
@@ -331,6 +335,11 @@ impl Metrics {
             }
             Source::Node(read) => {
                 let _ = writeln!(out, "{name} {}", read(node));
+            }
+            Source::NodeBy { label, values, read } => {
+                for (value, sample) in values.iter().zip(read(node)) {
+                    let _ = writeln!(out, "{name}{{{label}=\"{value}\"}} {sample}");
+                }
             }
             Source::NodeSeconds(read) => {
                 let _ = writeln!(out, "{name} {}", read(node) as f64 / 1e6);

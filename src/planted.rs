@@ -41,6 +41,8 @@ mod testing {
         BorderNotMoved,
         /// A subscription joins a group that stands elsewhere in the log.
         JoinsAnywhere,
+        /// After a hand-over, what came without an offset is sent again.
+        UnpositionedAgain,
         /// Messages held from a lost connection are delivered on the next one.
         HeldForever,
         /// A channel's history is read before its subscription is confirmed.
@@ -65,7 +67,7 @@ mod testing {
 
     impl Bug {
         /// Those of a shard.
-        pub(crate) const SHARD: [Bug; 10] = [
+        pub(crate) const SHARD: [Bug; 11] = [
             Bug::WakeForgotten,
             Bug::CutForgotten,
             Bug::ControlBeforeCut,
@@ -76,6 +78,7 @@ mod testing {
             Bug::ReleasedNotDetached,
             Bug::BorderNotMoved,
             Bug::JoinsAnywhere,
+            Bug::UnpositionedAgain,
         ];
         /// Those of the relay.
         pub(crate) const RELAY: [Bug; 10] = [

@@ -57,3 +57,4 @@ mod resume;
 mod shutdown;
 mod slow;
 mod storms;
+mod upgrade;

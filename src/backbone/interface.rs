@@ -76,6 +76,8 @@ pub enum BackboneEvent {
     Page(Ticket, Result<Page, BackboneError>),
     /// The node's message to itself came back; it was sent at this time.
     Heartbeat(Micros),
+    /// The message to itself of the process that this one takes over from, sent at this time.
+    PredecessorBeat(Micros),
     /// Messages were dropped because the relay did not keep up: any channel may lack some.
     Overrun,
     /// Connected; nothing is subscribed yet.

@@ -1,5 +1,7 @@
 //! The embedded backbone: the same positions, history and idempotency as Redis, within one process and for its lifetime.
 
+mod handover;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +34,8 @@ struct Channel {
     bytes: usize,
     subscribed: bool,
     used: Micros,
+    /// How far it was given to the next process, and in which hand-over.
+    exported: (u64, Position),
 }
 
 /// The embedded backbone.
@@ -44,6 +48,7 @@ pub struct MemoryBackbone {
     epochs: u64,
     next_pass: Micros,
     events: VecDeque<BackboneEvent>,
+    export: handover::Export,
 }
 
 impl MemoryBackbone {
@@ -59,6 +64,7 @@ impl MemoryBackbone {
             epochs: 0,
             next_pass: 0,
             events: VecDeque::from([BackboneEvent::Connected]),
+            export: handover::Export::default(),
         }
     }
 
@@ -164,7 +170,8 @@ impl MemoryBackbone {
     fn channel(&mut self, name: &Arc<str>, now: Micros) -> &mut Channel {
         if !self.channels.contains_key(name) {
             let head = Position { epoch: self.new_epoch(), offset: 0 };
-            let channel = Channel { head, kept: VecDeque::new(), bytes: 0, subscribed: false, used: now };
+            let exported = (0, head);
+            let channel = Channel { head, kept: VecDeque::new(), bytes: 0, subscribed: false, used: now, exported };
             self.channels.insert(name.clone(), channel);
         }
         let channel = self.channels.get_mut(name).expect("it was just made");
@@ -220,6 +227,8 @@ impl Channel {
 struct OnceKeys {
     positions: FxHashMap<(Arc<str>, Box<str>), (Position, Micros)>,
     order: VecDeque<(Micros, Arc<str>, Box<str>)>,
+    /// How many were ever put in.
+    added: u64,
 }
 
 impl OnceKeys {
@@ -230,10 +239,14 @@ impl OnceKeys {
 
     fn put(&mut self, channel: &Arc<str>, key: &str, position: Position, now: Micros) {
         self.expire(now);
+        self.put_until(channel, key, position, now + IDEMPOTENCY_SECONDS * 1_000_000);
+    }
+
+    fn put_until(&mut self, channel: &Arc<str>, key: &str, position: Position, until: Micros) {
         if self.order.len() >= MEMORY_IDEMPOTENCY_KEYS {
             self.forget_oldest();
         }
-        let until = now + IDEMPOTENCY_SECONDS * 1_000_000;
+        self.added += 1;
         self.order.push_back((until, channel.clone(), key.into()));
         self.positions.insert((channel.clone(), key.into()), (position, until));
     }

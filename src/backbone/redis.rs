@@ -98,7 +98,8 @@ struct Context {
     client: Client,
     keys: Arc<Keys>,
     history: Arc<HistoryConfig>,
-    heartbeat: String,
+    /// The topic of the node's own heartbeat, and that of the process it takes over from.
+    beats: Vec<String>,
     outcomes: mpsc::UnboundedSender<Outcome>,
     /// When the last heartbeat came back.
     beat: Arc<AtomicU64>,
@@ -111,6 +112,7 @@ pub struct RedisBackbone {
     reason: String,
     keys: Arc<Keys>,
     heartbeat: String,
+    predecessor: Option<String>,
     outcomes: mpsc::UnboundedReceiver<Outcome>,
     started: mpsc::UnboundedSender<Outcome>,
     beat: Arc<AtomicU64>,
@@ -125,7 +127,8 @@ impl fmt::Debug for RedisBackbone {
 }
 
 impl RedisBackbone {
-    /// Starts connecting, on the current tokio runtime. `node` is random: it names the node's heartbeat.
+    /// Starts connecting, on the current tokio runtime. `node` is random: it names the node's heartbeat. `predecessor` is that
+    /// of the process that this one takes over from: its heartbeats come in the order of the messages around them.
     ///
     /// # Errors
     /// When the address is malformed. That nothing answers there is no error: connecting goes on.
@@ -133,17 +136,19 @@ impl RedisBackbone {
         config: &RedisConfig,
         history: HistoryConfig,
         node: u64,
+        predecessor: Option<u64>,
         clock: fn() -> Micros,
     ) -> Result<Self, AddressError> {
         let keys = Arc::new(Keys::new(&config.prefix));
         let heartbeat = keys.heartbeat(node);
+        let predecessor = predecessor.map(|node| keys.heartbeat(node));
         let (started, outcomes) = mpsc::unbounded_channel();
         let beat = Arc::new(AtomicU64::new(clock()));
         let session = tokio::spawn(session::keep(Context {
             client: client(config)?,
             keys: keys.clone(),
             history: Arc::new(history),
-            heartbeat: heartbeat.clone(),
+            beats: std::iter::once(&heartbeat).chain(&predecessor).cloned().collect(),
             outcomes: started.clone(),
             beat: beat.clone(),
             clock,
@@ -153,6 +158,7 @@ impl RedisBackbone {
             reason: "not connected yet".into(),
             keys,
             heartbeat,
+            predecessor,
             outcomes,
             started,
             beat,
@@ -277,6 +283,10 @@ impl RedisBackbone {
             let sent = std::str::from_utf8(&payload).ok()?.parse().ok()?;
             return Some(BackboneEvent::Heartbeat(sent));
         }
+        if self.predecessor.as_ref().is_some_and(|predecessor| topic == predecessor.as_bytes()) {
+            let sent = std::str::from_utf8(&payload).ok()?.parse().ok()?;
+            return Some(BackboneEvent::PredecessorBeat(sent));
+        }
         let channel = self.keys.channel_of(topic)?;
         let (position, start) = envelope::split(&payload);
         Some(BackboneEvent::Message(Message { channel, position, data: Bytes::from(payload).slice(start..) }))
@@ -328,7 +338,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let history = crate::settings::Settings::default().history;
-            let mut backbone = RedisBackbone::start(&server.config(), history, 1, || 0).unwrap();
+            let mut backbone = RedisBackbone::start(&server.config(), history, 1, None, || 0).unwrap();
             while backbone.next().await != BackboneEvent::Connected {}
             backbone.subscribe(Ticket(1), vec!["news".into()]);
             while backbone.next().await != BackboneEvent::Subscribed(Ticket(1)) {}

@@ -8,6 +8,7 @@ mod bounds;
 mod channel;
 mod continuity;
 mod delivery;
+mod handover;
 mod history;
 mod node_log;
 mod outbox;
@@ -27,10 +28,12 @@ use tokio::sync::mpsc::Receiver;
 
 use self::bounds::Bounds;
 use self::channel::{Channel, Interest, Name, Phase};
+use self::handover::Awaited;
 use self::node_log::NodeLog;
 use self::outbox::Outbox;
 #[cfg(test)]
 pub(super) use self::simulation::SimulatedBackbone;
+use super::handover::{Succession, ToBackbone};
 use super::interface::{Backbone, BackboneError, BackboneEvent, Ticket};
 use super::memory::MemoryBackbone;
 use super::redis::RedisBackbone;
@@ -56,9 +59,15 @@ pub enum RelayError {
     Random(getrandom::Error),
 }
 
+/// What the digest of a fixed text is in this program: two processes understand each other's digests when it is the same.
+#[must_use]
+pub fn digest_probe() -> u64 {
+    continuity::digest(b"the same text in every release")
+}
+
 /// Runs the relay on this thread until every sender of `requests` is gone; answers what is under way first, for
 /// [`PUBLISH_MILLIS`] at most. `shards[i]` is the mailbox of the shard that calls itself `i` in its requests, and `status` was made for
-/// as many. `clock` is the node's monotonic clock.
+/// as many. `clock` is the node's monotonic clock, `succession` the process's place among those that follow each other.
 ///
 /// # Errors
 /// See [`RelayError`]. A backbone that cannot be reached is no error: it is tried again, and `status` says so.
@@ -68,26 +77,39 @@ pub fn run(
     shards: Vec<Arc<Mailbox>>,
     status: Arc<BackboneStatus>,
     clock: fn() -> Micros,
+    succession: Succession,
 ) -> Result<(), RelayError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RelayError::Runtime)?;
     runtime.block_on(async {
         let random = getrandom::u64().map_err(RelayError::Random)?;
+        let Succession { node, follows, orders } = succession;
         let backbone = match &settings.redis {
-            Some(config) => Backbone::Redis(RedisBackbone::start(config, settings.history.clone(), random, clock)?),
+            Some(config) => {
+                let history = settings.history.clone();
+                Backbone::Redis(RedisBackbone::start(config, history, node, follows, clock)?)
+            }
             None => Backbone::Memory(MemoryBackbone::new(settings.history.clone(), random)),
         };
-        serve(Relay::new(settings, backbone, shards, status, clock()), requests, clock).await;
+        let mut relay = Relay::new(settings, backbone, shards, status, clock());
+        relay.follows = follows;
+        serve(relay, requests, orders, clock).await;
         Ok(())
     })
 }
 
-async fn serve(mut relay: Relay, mut requests: Receiver<ToRelay>, clock: fn() -> Micros) {
+async fn serve(
+    mut relay: Relay,
+    mut requests: Receiver<ToRelay>,
+    mut orders: Receiver<ToBackbone>,
+    clock: fn() -> Micros,
+) {
     let mut stopping: Option<Micros> = None;
     loop {
         let sleep = relay.next_wake().saturating_sub(clock());
         tokio::select! {
             biased;
-            event = relay.backbone.next() => relay.on_event(event, clock()),
+            Some(order) = orders.recv() => relay.on_order(order, clock()),
+            event = relay.backbone.next(), if !relay.holding => relay.on_event(event, clock()),
             request = requests.recv(), if stopping.is_none() && relay.takes_requests() => match request {
                 Some(request) => relay.on_request(request, clock()),
                 None => stopping = Some(clock() + PUBLISH_MILLIS * 1_000),
@@ -95,7 +117,7 @@ async fn serve(mut relay: Relay, mut requests: Receiver<ToRelay>, clock: fn() ->
             () = tokio::time::sleep(Duration::from_micros(sleep)) => {}
         }
         for _ in 0..RELAY_TURN {
-            let event = relay.backbone.try_next();
+            let event = if relay.holding { None } else { relay.backbone.try_next() };
             let request = if relay.takes_requests() { requests.try_recv().ok() } else { None };
             if event.is_none() && request.is_none() {
                 break;
@@ -153,6 +175,16 @@ struct Relay {
     to_retry: VecDeque<(Micros, Name)>,
     /// Channels without interest, and when their subscription ends.
     lingering: VecDeque<(Micros, Name)>,
+    /// The process this one takes over from, until it has said its last word.
+    follows: Option<u64>,
+    /// The last heartbeat of that process, and of this one.
+    predecessor_beat: Micros,
+    beat: Micros,
+    /// Whether every channel taken over so far was subscribed to before `predecessor_beat`.
+    prepared: bool,
+    /// Nothing is taken from the backbone: see [`ToBackbone::Hold`].
+    holding: bool,
+    awaited: Vec<Awaited>,
     next_sweep: Micros,
     now: Micros,
 }
@@ -197,6 +229,12 @@ impl Relay {
             reads: 0,
             to_retry: VecDeque::new(),
             lingering: VecDeque::new(),
+            follows: None,
+            predecessor_beat: 0,
+            beat: 0,
+            prepared: false,
+            holding: false,
+            awaited: Vec::new(),
             next_sweep: now,
             now,
         }
@@ -244,7 +282,9 @@ impl Relay {
                 }
                 Some(Waiting::Publish { .. }) | None => {}
             },
+            BackboneEvent::PredecessorBeat(sent) => self.predecessor_beat = sent,
             BackboneEvent::Heartbeat(sent) => {
+                self.beat = sent;
                 self.status.heartbeat.set(now);
                 self.status.heartbeat_age.set(now.saturating_sub(sent));
             }
@@ -252,6 +292,13 @@ impl Relay {
             BackboneEvent::Connected => self.on_connected(now),
             BackboneEvent::Disconnected(reason) => self.on_disconnected(&reason, now),
         }
+    }
+
+    /// Counts a message without a position: see [`crate::backbone::handover`].
+    fn count_after_beat(&mut self, key: usize) {
+        let (beat, count) = &mut self.channels[key].after_beat;
+        *count = if *beat == self.beat { *count + 1 } else { 1 };
+        *beat = self.beat;
     }
 
     fn answer_publish(&mut self, shard: usize, request: RequestId, result: Result<Position, BackboneError>) {
@@ -337,6 +384,9 @@ impl Relay {
         for shard in 0..self.outboxes.len() {
             self.flush(shard, now);
             self.outboxes[shard].ring();
+        }
+        if !self.awaited.is_empty() {
+            self.answer_awaited();
         }
         self.status.channels.set(self.channels.len() as u64);
         self.status.log_bytes.set(self.log.bytes() as u64);

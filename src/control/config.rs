@@ -9,6 +9,7 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::handover::process::DESCRIPTOR_VARIABLE;
 use crate::settings::Settings;
 
 mod keys;
@@ -230,7 +231,7 @@ fn wrap(out: &mut String, text: &str) {
 ///
 /// # Errors
 /// All that is wrong with it. A variable that names no key is an error too, except those that Kubernetes sets for a
-/// service named weir (`WEIR_PORT…`, `WEIR_SERVICE_…`) and `WEIR_CONFIG`, which names the file.
+/// service named weir (`WEIR_PORT…`, `WEIR_SERVICE_…`), `WEIR_CONFIG`, which names the file, and [`DESCRIPTOR_VARIABLE`].
 pub fn load(
     file: Option<&Path>,
     environment: impl Iterator<Item = (String, String)>,
@@ -305,7 +306,7 @@ impl Loader {
 
     fn read_variable(&mut self, name: &str, value: &str) {
         let by_orchestrator = name.split('_').any(|word| word == "PORT" || word == "SERVICE");
-        if name == "WEIR_CONFIG" || by_orchestrator {
+        if name == "WEIR_CONFIG" || name == DESCRIPTOR_VARIABLE || by_orchestrator {
             return;
         }
         let origin = Origin::Variable(name.into());

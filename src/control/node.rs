@@ -10,17 +10,21 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc as channel};
+use std::sync::{Arc, Mutex, PoisonError, mpsc as channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
 use super::clock::monotonic_micros;
+use super::handover::Tally;
+use super::handover::process::Program;
+use super::handover::taking::{Inheritance, TakeError};
 use super::host;
 use super::signals::Signals;
+use crate::backbone::handover::{Succession, ToBackbone};
 use crate::limits::{RELAY_REQUESTS, STOP_MILLIS};
 use crate::log::frame::Micros;
 use crate::metrics::{Metrics, NodeSnapshot};
@@ -29,6 +33,7 @@ use crate::shard::mailbox::{Bell, Mailbox, ToRelay, ToShard};
 use crate::shard::start::{NodeReport, ShardStart};
 
 mod listen;
+mod upgrade;
 
 /// What the backbone thread reports to the node.
 pub trait BackboneReport: Send + Sync {
@@ -52,6 +57,8 @@ pub struct BackboneStart {
     pub shards: Vec<Arc<Mailbox>>,
     /// The node's monotonic clock.
     pub clock: fn() -> Micros,
+    /// Who it is, whom it follows, and what it is asked when another follows.
+    pub succession: Succession,
 }
 
 /// The threads' bodies. They are values so that a test can start a node without sockets or a backbone behind it.
@@ -96,6 +103,9 @@ pub enum NodeError {
         /// Its error.
         reason: String,
     },
+    /// The process that runs already did not hand over.
+    #[error(transparent)]
+    Take(#[from] TakeError),
     /// Threads were still running when the time to stop was over, or a second signal came.
     #[error("stopped before these threads had ended: {0}")]
     Unfinished(String),
@@ -113,6 +123,22 @@ pub struct Node {
     relay: Option<mpsc::Sender<ToRelay>>,
     threads: Vec<(String, Option<JoinHandle<()>>)>,
     ends: Ends,
+    succession: Chain,
+}
+
+/// What a node needs to have a successor.
+struct Chain {
+    program: Program,
+    /// Duplicates of the shards' listeners, to be given away. They are closed when the node stops: a listener that is open takes
+    /// connections.
+    listeners: Vec<OwnedFd>,
+    backbone: mpsc::Sender<ToBackbone>,
+    /// Names its heartbeat.
+    node: u64,
+    redis_prefix: Option<String>,
+    /// How many hand-overs were tried.
+    round: u64,
+    under_way: Option<upgrade::UnderWay>,
 }
 
 /// What every thread may read of the node.
@@ -121,6 +147,15 @@ struct NodeState {
     report: Arc<dyn BackboneReport>,
     descriptor_limit: u64,
     stopping: AtomicBool,
+    /// How hand-overs ended.
+    tally: Mutex<Tally>,
+}
+
+impl NodeState {
+    fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
+        // Plain numbers: whoever panicked left no half of anything.
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl NodeReport for NodeState {
@@ -132,7 +167,10 @@ impl NodeReport for NodeState {
     }
 
     fn metrics_text(&self) -> String {
+        let tally = *self.tally();
         let mut snapshot = NodeSnapshot {
+            handovers: [tally.moved, tally.failed],
+            handover_pause_micros: tally.pause,
             ready: self.ready().is_ok(),
             descriptor_limit: self.descriptor_limit,
             ..NodeSnapshot::default()
@@ -173,6 +211,19 @@ impl Node {
     /// # Errors
     /// See [`NodeError`]; threads that had started end with the process.
     pub fn start(settings: Settings, parts: impl FnOnce(usize) -> Parts) -> Result<Self, NodeError> {
+        Self::start_after(None, settings, parts)
+    }
+
+    /// Starts a node, in the place of a running process if there is one: then it has that one's listeners and accepts nobody
+    /// until [`Node::take_over`].
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub fn start_after(
+        inheritance: Option<&mut Inheritance>,
+        settings: Settings,
+        parts: impl FnOnce(usize) -> Parts,
+    ) -> Result<Self, NodeError> {
         let descriptors = host::raise_descriptor_limit().map_err(resource("room for descriptors"))?;
         let cores = host::allowed_cores();
         let parallelism = std::thread::available_parallelism().map_or(1, usize::from);
@@ -180,7 +231,18 @@ impl Node {
         let (driver, reason) = host::choose_driver(settings.driver, host::probe_uring)?;
         let shards = plan.cores.len();
         let slots = host::slots_per_shard(driver, settings.max_connections, shards, descriptors.soft);
-        let (address, listeners) = listen::bind(settings.listen, shards)?;
+        let accepting = inheritance.is_none();
+        let follows = inheritance.as_ref().map(|inheritance| inheritance.facts.node);
+        let (address, listeners) = match inheritance {
+            Some(inheritance) => {
+                upgrade::check_backbone(&inheritance.facts, &settings)?;
+                listen::inherit(&mut inheritance.listeners, settings.listen, shards)?
+            }
+            None => {
+                let (address, listeners) = listen::bind(settings.listen, shards)?;
+                (address, listeners.into_iter().map(|listener| vec![listener]).collect())
+            }
+        };
         tracing::info!(driver = driver.label(), reason, "driver");
         tracing::info!(shards, cores = ?cores, descriptors = descriptors.soft, were = descriptors.before, "machine");
         if let Some(because) = &plan.unpinned_because {
@@ -196,11 +258,24 @@ impl Node {
             report: parts.report,
             descriptor_limit: descriptors.soft,
             stopping: AtomicBool::new(false),
+            tally: Mutex::default(),
         });
         let (sender, receiver) = channel::channel();
         let bell = Arc::new(Bell::new().map_err(resource("a bell"))?);
         let ends = Ends { bell, sender, receiver };
-        let mut node = Self { address, state, mailboxes, relay: Some(relay.clone()), threads: Vec::new(), ends };
+        let (orders, succession) = Succession::first(seed()?);
+        let succession = Succession { follows, ..succession };
+        let chain = Chain {
+            program: Program::own(),
+            listeners: listen::duplicate(&listeners).map_err(resource("room for listeners"))?,
+            backbone: orders,
+            node: succession.node,
+            redis_prefix: settings.redis.as_ref().map(|redis| redis.prefix.clone()),
+            round: 0,
+            under_way: None,
+        };
+        let threads = Vec::new();
+        let mut node = Self { address, state, mailboxes, relay: Some(relay.clone()), threads, ends, succession: chain };
 
         let settings = Arc::new(settings);
         let start = BackboneStart {
@@ -208,13 +283,14 @@ impl Node {
             requests,
             shards: node.mailboxes.clone(),
             clock: monotonic_micros,
+            succession,
         };
         let body = parts.backbone;
         node.spawn("backbone".into(), move || body(start))?;
-        for ((index, listener), core) in listeners.into_iter().enumerate().zip(plan.cores) {
+        for ((index, listeners), core) in listeners.into_iter().enumerate().zip(plan.cores) {
             let start = ShardStart {
                 index,
-                listener,
+                listeners,
                 settings: Arc::clone(&settings),
                 mailbox: Arc::clone(&node.mailboxes[index]),
                 relay: relay.clone(),
@@ -224,6 +300,7 @@ impl Node {
                 node: Arc::clone(&node.state) as Arc<dyn NodeReport>,
                 clock: monotonic_micros,
                 seed: seed()?,
+                accepting,
             };
             node.spawn(format!("shard-{index}"), move || {
                 if let Some(core) = core
@@ -272,16 +349,28 @@ impl Node {
     pub fn run(mut self, signals: &Signals) -> Result<(), NodeError> {
         let cause = loop {
             wait(signals, &self.ends.bell, None);
-            if let Some(signal) = signals.take() {
-                tracing::info!(signal, "stopping");
+            match signals.take() {
+                Some("SIGUSR2") => drop(self.begin_upgrade().inspect_err(|error| tracing::warn!(error, "no upgrade"))),
+                Some(signal) => {
+                    tracing::info!(signal, "stopping");
+                    break Ok(());
+                }
+                None => {}
+            }
+            if let Some(Ok(_)) = self.upgrade_ended() {
                 break Ok(());
             }
             if let Some((thread, outcome)) = self.next_end() {
+                // A shard that has handed over may have ended before the hand-over's thread has said that it succeeded.
+                if outcome.is_ok() && matches!(self.abort_upgrade(), Some(Ok(_))) {
+                    break Ok(());
+                }
                 let reason = outcome.err().unwrap_or_else(|| "nobody asked it to".into());
                 tracing::error!(thread, reason, "a thread ended");
                 break Err(NodeError::ThreadEnded { thread, reason });
             }
         };
+        self.abort_upgrade();
         let stopped = self.stop(signals);
         cause.and(stopped)
     }
@@ -294,6 +383,7 @@ impl Node {
         let deadline = Instant::now() + Duration::from_millis(STOP_MILLIS);
         self.state.stopping.store(true, Ordering::Relaxed);
         self.relay = None;
+        self.succession.listeners.clear();
         let mut untold: Vec<_> = self.mailboxes.clone();
         let mut failed = Ok(());
         loop {

@@ -15,8 +15,8 @@ pub fn of(shards: usize) -> Parts {
     let status = Arc::new(BackboneStatus::new(shards, monotonic_micros));
     let report = Arc::clone(&status);
     Parts {
-        backbone: Box::new(move |BackboneStart { settings, requests, shards, clock }| {
-            relay::run(settings, requests, shards, status, clock).map_err(|error| error.to_string())
+        backbone: Box::new(move |BackboneStart { settings, requests, shards, clock, succession }| {
+            relay::run(settings, requests, shards, status, clock, succession).map_err(|error| error.to_string())
         }),
         shard: start::run,
         report,

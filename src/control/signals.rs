@@ -21,6 +21,7 @@ impl Signals {
             libc::sigemptyset(set.as_mut_ptr());
             libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
             libc::sigaddset(set.as_mut_ptr(), libc::SIGINT);
+            libc::sigaddset(set.as_mut_ptr(), libc::SIGUSR2);
             set.assume_init()
         };
         // SAFETY: reads an initialised set; the old mask is not asked for.
@@ -48,7 +49,11 @@ impl Signals {
         }
         // SAFETY: the kernel wrote the whole struct.
         let signal = unsafe { info.assume_init() }.ssi_signo;
-        Some(if signal == libc::SIGINT as u32 { "SIGINT" } else { "SIGTERM" })
+        Some(match signal as libc::c_int {
+            libc::SIGINT => "SIGINT",
+            libc::SIGUSR2 => "SIGUSR2",
+            _ => "SIGTERM",
+        })
     }
 }
 

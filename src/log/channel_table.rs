@@ -320,6 +320,12 @@ impl ChannelTable {
         self.channels.is_empty()
     }
 
+    /// The number of a channel.
+    #[must_use]
+    pub fn id_of(&self, name: &str) -> Option<ChannelId> {
+        self.names.get(name).copied()
+    }
+
     /// The channel of a number.
     #[must_use]
     pub fn get(&self, id: ChannelId) -> Option<&Channel> {

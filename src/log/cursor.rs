@@ -41,6 +41,18 @@ impl Cursor {
         Self { backlog: head, ..self }
     }
 
+    /// What the reader came with.
+    #[must_use]
+    pub const fn came_with(&self) -> Position {
+        Position { epoch: self.epoch, offset: self.floor }
+    }
+
+    /// How many of the frames still to come were there before the reader came back.
+    #[must_use]
+    pub const fn backlog(&self) -> u64 {
+        (self.backlog + 1).saturating_sub(self.next)
+    }
+
     /// The first frame that counts as its lag.
     #[must_use]
     pub fn lags_from(&self) -> Seq {

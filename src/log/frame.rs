@@ -55,12 +55,50 @@ impl Frame {
         &self.websocket
     }
 
+    /// What another process makes the same frame of: see [`ChannelBlocks::restore`].
+    #[must_use]
+    pub fn parts(&self) -> FrameParts {
+        FrameParts {
+            kind: self.kind,
+            position: self.position,
+            arrived: self.arrived,
+            sse: self.sse.clone(),
+            sse_body: self.sse_body,
+            websocket: self.websocket.clone(),
+            publication: self.publication.clone(),
+        }
+    }
+
     /// The Centrifugo `Publication` object alone, for replies that list publications (recovery, history, poll).
     #[must_use]
     pub fn publication_json(&self) -> &[u8] {
         &self.websocket[self.publication.start as usize..self.publication.end as usize]
     }
 }
+
+/// A frame on its way to another process, in its encoded forms: connections may be in the middle of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FrameParts {
+    /// See [`Frame::kind`].
+    pub kind: FrameKind,
+    /// See [`Frame::position`].
+    pub position: Position,
+    /// See [`Frame::arrived`]; the clock is the machine's, so it means the same in both processes.
+    pub arrived: Micros,
+    /// See [`Frame::sse`].
+    pub sse: Bytes,
+    /// Bytes of it that are data lines.
+    pub sse_body: u32,
+    /// See [`Frame::websocket`].
+    pub websocket: Bytes,
+    /// Where in it the `Publication` object lies.
+    pub publication: Range<u32>,
+}
+
+/// The parts of a frame do not fit together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a frame's parts lie outside of it")]
+pub struct FramePartsError;
 
 /// Smallest block of frame bytes a channel allocates, once it has published twice.
 const BLOCK_LEAST: usize = 1024;
@@ -91,6 +129,22 @@ impl Block {
 pub struct ChannelBlocks {
     sse: Block,
     websocket: Block,
+}
+
+impl ChannelBlocks {
+    /// Makes the frame that [`Frame::parts`] was taken from, in the channel's open blocks.
+    ///
+    /// # Errors
+    /// When the ranges are not within the bytes.
+    pub fn restore(&mut self, parts: &FrameParts) -> Result<Frame, FramePartsError> {
+        let FrameParts { kind, position, arrived, ref sse, sse_body, ref websocket, ref publication } = *parts;
+        let fits = |end: u32, bytes: &Bytes| usize::try_from(end).is_ok_and(|end| end <= bytes.len());
+        if !fits(sse_body, sse) || !fits(publication.end, websocket) || publication.start > publication.end {
+            return Err(FramePartsError);
+        }
+        let (sse, websocket) = (self.sse.append(sse), self.websocket.append(websocket));
+        Ok(Frame { kind, position, arrived, sse, sse_body, websocket, publication: publication.clone() })
+    }
 }
 
 /// Encodes publications. One for the node: it holds the scratch memory.
@@ -134,6 +188,38 @@ impl FrameEncoder {
         let publication = object.start as u32 + header..object.end as u32 + header;
 
         Frame { kind, position, arrived, sse, sse_body, websocket, publication }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::position::Epoch;
+
+    #[test]
+    fn a_frame_is_the_same_after_its_way_to_another_process() {
+        let position = Position { epoch: Epoch(3), offset: 9 };
+        let mut blocks = ChannelBlocks::default();
+        let frame =
+            FrameEncoder::default().encode(&mut blocks, "c", FrameKind::Publication, position, "{\"a\":1}\nb", 7);
+        let restored = ChannelBlocks::default().restore(&frame.parts()).expect("its parts fit");
+        assert_eq!(restored.parts(), frame.parts());
+        assert_eq!((restored.sse_body(), restored.publication_json()), (frame.sse_body(), frame.publication_json()));
+    }
+
+    #[test]
+    fn parts_that_lie_outside_are_refused() {
+        let position = Position::default();
+        let mut blocks = ChannelBlocks::default();
+        let parts = FrameEncoder::default().encode(&mut blocks, "c", FrameKind::Publication, position, "x", 0).parts();
+        let (past, end) = (u32::MAX, parts.publication.end);
+        for broken in [
+            FrameParts { sse_body: past, ..parts.clone() },
+            FrameParts { publication: 0..past, ..parts.clone() },
+            FrameParts { publication: end..end - 1, ..parts.clone() },
+        ] {
+            assert_eq!(blocks.restore(&broken).err(), Some(FramePartsError));
+        }
     }
 }
 

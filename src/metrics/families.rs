@@ -18,6 +18,8 @@ pub(super) enum Source {
     ShardBy { label: &'static str, values: &'static [&'static str], read: fn(&ShardMetrics, usize) -> u64 },
     /// One sample.
     Node(fn(&NodeSnapshot) -> u64),
+    /// One sample a label value.
+    NodeBy { label: &'static str, values: &'static [&'static str], read: fn(&NodeSnapshot) -> &[u64] },
     /// One sample in seconds, of a value in microseconds.
     NodeSeconds(fn(&NodeSnapshot) -> u64),
     /// One sample a shard that another thread counts.
@@ -40,6 +42,16 @@ pub(super) const FAMILIES: &[Family] = &[
         "weir_descriptor_limit",
         "File descriptors the process may open (RLIMIT_NOFILE, soft).",
         Source::Node(|n| n.descriptor_limit),
+    ),
+    family(
+        "weir_handovers_total",
+        "Hand-overs of all connections to a next process, by outcome; the count goes over with them.",
+        Source::NodeBy { label: "outcome", values: &["moved", "failed"], read: |n| &n.handovers },
+    ),
+    family(
+        "weir_handover_pause_seconds",
+        "Time during which the last hand-over delivered nothing; 0 before the first.",
+        Source::NodeSeconds(|n| n.handover_pause_micros),
     ),
     family(
         "weir_connections",

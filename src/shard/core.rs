@@ -90,7 +90,7 @@ pub struct Core {
     next_request: RequestId,
     sweep: Sweep,
     seed: u64,
-    stopping: bool,
+    pub(super) stopping: bool,
     /// This shard's counters.
     pub recorder: ShardRecorder,
 }
@@ -133,6 +133,16 @@ impl Core {
     #[must_use]
     pub fn stopping(&self) -> bool {
         self.stopping
+    }
+
+    /// Who waits for the relay's answers.
+    pub(super) fn askers(&self) -> impl Iterator<Item = &Asker> {
+        self.askers.values()
+    }
+
+    /// Whether a connection is still there and open.
+    pub(super) fn is_open(&self, slot: Slot, id: ConnectionId) -> bool {
+        self.connections.get(slot as usize).is_some_and(|of| of.id == id && of.phase == Phase::Open)
     }
 
     /// The slot the next connection will have.
@@ -190,10 +200,7 @@ impl Core {
         connection.subscriptions =
             cursors.iter().map(|&(channel, cursor)| Subscription { channel, place: Place::Behind(cursor) }).collect();
         // The position before anything is delivered, so that a client that has seen nothing yet can resume too.
-        let mut position = Vec::new();
-        sse::write_id(&mut position, |out| self.write_cursor(slot, out));
-        sse::end_event(&mut position);
-        self.connections[slot as usize].control.extend_from_slice(&position);
+        self.write_position(slot);
         for (index, &(_, cursor)) in cursors.iter().enumerate() {
             self.put(slot, index, cursor);
         }
@@ -201,6 +208,14 @@ impl Core {
         self.recorder.metrics.sse.add(1);
         self.recorder.metrics.subscriptions.add(cursors.len() as u64);
         slot
+    }
+
+    /// Tells an event stream where it stands.
+    pub(super) fn write_position(&mut self, slot: Slot) {
+        let mut position = Vec::new();
+        sse::write_id(&mut position, |out| self.write_cursor(slot, out));
+        sse::end_event(&mut position);
+        self.connections[slot as usize].control.extend_from_slice(&position);
     }
 
     /// Takes over a WebSocket; `early` is what the client sent right after its request.
@@ -314,6 +329,9 @@ impl Core {
                 Some(Asker::Command { slot, connection, command }) => self.replied(slot, connection, command, reply),
                 None => {}
             },
+            ToShard::Leave(_) | ToShard::Expect(_) | ToShard::Arrive(_) => {
+                unreachable!("the engine, which has the sockets, takes these itself")
+            }
             ToShard::Stop => {
                 self.stopping = true;
                 let slots: Vec<Slot> = self.connections.iter().map(|(slot, _)| slot as Slot).collect();
@@ -422,7 +440,7 @@ fn mix(x: u64) -> u64 {
 
 /// A position that cannot be resumed, told to an event stream in the form of the relay's gap frames: what followed `from`
 /// up to `to` is missing.
-fn write_gap(out: &mut Vec<u8>, channel: &str, asked: Position, available: Position) {
+pub(super) fn write_gap(out: &mut Vec<u8>, channel: &str, asked: Position, available: Position) {
     let place =
         |position: Position| serde_json::json!({ "epoch": position.epoch.to_string(), "offset": position.offset });
     let data = serde_json::json!({ "channel": channel, "from": place(asked), "to": place(available) });

@@ -47,7 +47,7 @@ impl Driver {
         }
     }
 
-    /// Takes over a socket at a free slot and begins to receive on it.
+    /// Takes over a socket at a free slot and begins to receive on it, unless the driver is paused.
     ///
     /// # Errors
     /// When the kernel refuses; the socket is closed then.
@@ -55,6 +55,42 @@ impl Driver {
         match self {
             Self::Uring(uring) => uring.adopt(slot, socket),
             Self::Epoll(epoll) => epoll.adopt(slot, socket),
+        }
+    }
+
+    /// Stops receiving, on sockets that are taken over later too. What is on its way is told as always until
+    /// [`Driver::receiving`] is 0; what comes after that stays in the kernel.
+    pub fn pause(&mut self) {
+        match self {
+            Self::Uring(uring) => uring.pause(),
+            Self::Epoll(epoll) => epoll.pause(),
+        }
+    }
+
+    /// Receives again.
+    pub fn resume(&mut self) {
+        match self {
+            Self::Uring(uring) => uring.resume(),
+            Self::Epoll(epoll) => epoll.resume(),
+        }
+    }
+
+    /// Sockets with a receive that is not home yet.
+    pub fn receiving(&self) -> usize {
+        match self {
+            Self::Uring(uring) => uring.receiving(),
+            Self::Epoll(_) => 0,
+        }
+    }
+
+    /// Makes a further descriptor of the socket at each of these slots, in their order.
+    ///
+    /// # Errors
+    /// When the process is out of descriptors. Those that were made are closed.
+    pub fn duplicate(&mut self, slots: &[Slot]) -> io::Result<Vec<OwnedFd>> {
+        match self {
+            Self::Uring(uring) => uring.duplicate(slots),
+            Self::Epoll(epoll) => epoll.duplicate(slots),
         }
     }
 

@@ -4,6 +4,8 @@
 //! drain, submit. A turn is bounded by budgets; what is left over rings the bell for the next one, so that the shard's
 //! other tasks get their time in between.
 
+mod handover;
+
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::core::{Answer, Asker, Core};
 use super::driver::{Clock, Driver};
+use super::front::{Parked, Parking};
 use super::gate::{Established, Gate, Knock, OpenError, Reservation};
 use super::mailbox::{Mailbox, Reply, RequestError, ToRelay, ToShard};
 use crate::limits::{MESSAGES_PER_TURN, PEER_SILENCE_MILLIS};
@@ -26,6 +29,31 @@ struct Opening {
     channels: Vec<ChannelId>,
     missing: usize,
     done: oneshot::Sender<Result<Reservation, OpenError>>,
+}
+
+/// Goes on with a connection of the front that was parked.
+pub type Readmit = Box<dyn Fn(Parked) -> std::io::Result<()>>;
+
+/// What an engine is made of.
+pub struct Parts {
+    /// The pure half.
+    pub core: Core,
+    /// The way to the kernel.
+    pub driver: Driver,
+    /// What the relay tells.
+    pub mailbox: Arc<Mailbox>,
+    /// What the shard's tasks want.
+    pub gate: Gate,
+    /// What the relay is asked.
+    pub relay: mpsc::Sender<ToRelay>,
+    /// The node's monotonic clock.
+    pub clock: Clock,
+    /// Most sockets at a time.
+    pub capacity: usize,
+    /// The front's switch. While it is not open, the driver receives nothing.
+    pub parking: Parking,
+    /// See [`Readmit`].
+    pub readmit: Readmit,
 }
 
 /// One shard's engine.
@@ -42,6 +70,9 @@ pub struct Engine {
     promised: usize,
     openings: Slab<Opening>,
     askers: Slab<oneshot::Sender<Reply>>,
+    parking: Parking,
+    readmit: Readmit,
+    handover: handover::Handover,
     /// Microseconds of the last report of the histograms.
     reported: Micros,
 }
@@ -51,20 +82,30 @@ const REPORT_MICROS: Micros = 1_000_000;
 
 impl Engine {
     /// An engine without connections.
-    pub fn new(
-        core: Core,
-        driver: Driver,
-        mailbox: Arc<Mailbox>,
-        gate: Gate,
-        relay: mpsc::Sender<ToRelay>,
-        clock: Clock,
-        capacity: usize,
-    ) -> Self {
-        let (openings, askers) = (Slab::new(), Slab::new());
-        Self { core, driver, mailbox, gate, relay, clock, capacity, promised: 0, openings, askers, reported: 0 }
+    pub fn new(parts: Parts) -> Self {
+        let Parts { core, mut driver, mailbox, gate, relay, clock, capacity, parking, readmit } = parts;
+        if !parking.is_open() {
+            driver.pause();
+        }
+        Self {
+            core,
+            driver,
+            mailbox,
+            gate,
+            relay,
+            clock,
+            capacity,
+            promised: 0,
+            openings: Slab::new(),
+            askers: Slab::new(),
+            parking,
+            readmit,
+            handover: handover::Handover::default(),
+            reported: 0,
+        }
     }
 
-    /// Runs turns until the node stops and every connection has ended.
+    /// Runs turns until the node stops, or another process has its connections, and every one that is left has ended.
     ///
     /// # Errors
     /// When the wake descriptor cannot be watched.
@@ -73,7 +114,7 @@ impl Engine {
         let wake = unsafe { BorrowedFd::borrow_raw(self.driver.wake_fd()) }.try_clone_to_owned()?;
         // monoio watches a descriptor for readability only as one of its sockets; nothing is ever read through this one.
         let wake = TcpStream::from_std(std::net::TcpStream::from(wake))?;
-        while !(self.core.stopping() && self.core.connections() == 0) {
+        while !self.is_done() {
             wake.readable(false).await?;
             if self.turn() {
                 self.mailbox.ring();
@@ -98,8 +139,17 @@ impl Engine {
         while messages < MESSAGES_PER_TURN
             && let Some(message) = self.mailbox.take()
         {
-            self.core.on_message(message, begun);
+            match message {
+                ToShard::Leave(leaving) => self.leave(leaving, begun),
+                ToShard::Expect(expected) => self.expect(expected),
+                ToShard::Arrive(arriving) => self.arrive(arriving, begun),
+                message => self.core.on_message(message, begun),
+            }
             messages += 1;
+            if self.has_failed() {
+                // The sockets are another process's: not one byte may go out on them.
+                return false;
+            }
         }
 
         self.core.sweep(begun);
@@ -115,6 +165,7 @@ impl Engine {
         self.answer();
         more |= self.ask_relay();
         self.driver.submit();
+        more |= self.go_on_leaving(begun);
         more |= self.driver.pending() || messages == MESSAGES_PER_TURN;
 
         let now = (self.clock)();
@@ -133,7 +184,7 @@ impl Engine {
 
     fn take_knock(&mut self, knock: Knock, now: Micros) {
         match knock {
-            Knock::Open { names, done } => self.open(&names, done),
+            Knock::Open { names, done } => self.open_channels(&names, done),
             Knock::Release(channels) => {
                 self.promised -= 1;
                 channels.into_iter().for_each(|channel| self.core.unreserve(channel));
@@ -150,7 +201,7 @@ impl Engine {
         }
     }
 
-    fn open(&mut self, names: &[Arc<str>], done: oneshot::Sender<Result<Reservation, OpenError>>) {
+    fn open_channels(&mut self, names: &[Arc<str>], done: oneshot::Sender<Result<Reservation, OpenError>>) {
         if self.core.stopping() || self.core.connections() + self.promised >= self.capacity {
             Disconnect::ConnectionLimit.count(&self.core.recorder.metrics);
             let _ = done.send(Err(OpenError::Closed));
@@ -205,6 +256,10 @@ impl Engine {
     fn answer(&mut self) {
         for answer in std::mem::take(&mut self.core.answers) {
             match answer {
+                Answer::Opened(handover::EXPECTED) => self.expected(Ok(())),
+                Answer::Refused(handover::EXPECTED) => {
+                    self.expected(Err("the node follows as many channels as it can".into()));
+                }
                 Answer::Opened(opening) => {
                     let Some(of) = self.openings.get_mut(opening) else { continue };
                     of.missing -= 1;

@@ -2,6 +2,7 @@
 //! One monoio task a connection, which ends when the stream is established; a stream costs no task.
 
 mod origin;
+mod parking;
 mod poll;
 mod publish;
 mod reply;
@@ -23,7 +24,11 @@ use bytes::Bytes;
 use monoio::net::{TcpListener, TcpStream};
 use monoio::time::Instant;
 
+pub use parking::{Parked, Parking};
+use transport::Transport;
+
 use super::gate::{Established, Gate, OpenError, Reservation};
+use super::handover::Request;
 use super::mailbox::{Publish, RequestError};
 use super::poll::{Answer, Poll};
 use super::start::NodeReport;
@@ -106,12 +111,19 @@ impl Entrance for Gate {
     }
 }
 
-/// Accepts connections for as long as the task lives. The runtime needs its timer enabled.
-pub async fn serve<E: Entrance>(listener: TcpListener, entrance: E, node: Rc<NodeView>) {
+/// Accepts connections for as long as the task lives and `parking` is open. The runtime needs its timer enabled.
+pub async fn serve<E: Entrance>(listener: TcpListener, entrance: E, node: Rc<NodeView>, parking: Parking) {
     let mut warned: Option<Instant> = None;
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => admit(stream, entrance.clone(), Rc::clone(&node)),
+        parking.opened().await;
+        // A shard that leaves waits until this accept has come home: armed in a ring that is on its way out, it would take
+        // the wake-up of the next connection (the kernel wakes one of those that wait) and nobody would accept that.
+        let armed = parking.enter();
+        let accepted = listener.cancelable_accept(parking.handle()).await;
+        drop(armed);
+        match accepted {
+            Ok((stream, _)) => admit(stream, entrance.clone(), Rc::clone(&node), parking.clone()),
+            Err(_) if !parking.is_open() => {}
             Err(error) => {
                 if warned.is_none_or(|at| at.elapsed() >= Duration::from_millis(ACCEPT_WARNING_MILLIS)) {
                     warned = Some(Instant::now());
@@ -123,7 +135,7 @@ pub async fn serve<E: Entrance>(listener: TcpListener, entrance: E, node: Rc<Nod
     }
 }
 
-fn admit<E: Entrance>(stream: TcpStream, entrance: E, node: Rc<NodeView>) {
+fn admit<E: Entrance>(stream: TcpStream, entrance: E, node: Rc<NodeView>, parking: Parking) {
     node.metrics.accepted.add(1);
     if node.metrics.http.get() >= FRONT_CONNECTIONS {
         tracing::debug!(limit = FRONT_CONNECTIONS, "a connection was closed: too many are not established yet");
@@ -132,23 +144,52 @@ fn admit<E: Entrance>(stream: TcpStream, entrance: E, node: Rc<NodeView>) {
     // Without it the second small write of a connection waits for the first one's acknowledgement. It fails only on a
     // connection that is gone, and then the first read says so.
     let _ = stream.set_nodelay(true);
+    attend(stream, None, entrance, node, parking);
+}
+
+/// Goes on with a connection that was parked, here or in another process.
+///
+/// # Errors
+/// When the runtime cannot watch the socket.
+pub fn readmit<E: Entrance>(
+    Parked { socket, request }: Parked,
+    entrance: E,
+    node: Rc<NodeView>,
+    parking: Parking,
+    nonblocking: bool,
+) -> std::io::Result<()> {
+    let socket = std::net::TcpStream::from(socket);
+    // A ring waits only for sockets in blocking mode, and an epoll runtime only for those that are not.
+    socket.set_nonblocking(nonblocking)?;
+    attend(TcpStream::from_std(socket)?, Some(request), entrance, node, parking);
+    Ok(())
+}
+
+fn attend<E: Entrance>(stream: TcpStream, request: Option<Request>, entrance: E, node: Rc<NodeView>, parking: Parking) {
+    let busy = parking.enter();
+    let counted = Counted::new(Rc::clone(&node));
     monoio::spawn(async move {
-        let _counted = Counted::new(&node);
-        session::run(stream, &entrance, &node).await;
+        let _counted = counted;
+        let transport = Transport::new(stream, parking);
+        if let Some(transport) = session::run(transport, request, &entrance, &node).await {
+            // Whoever only waits for its client to close does not hold a leaving shard up.
+            drop(busy);
+            transport.linger().await;
+        }
     });
 }
 
 /// One connection in the gauge of connections that are not streams.
-struct Counted<'a>(&'a NodeView);
+struct Counted(Rc<NodeView>);
 
-impl<'a> Counted<'a> {
-    fn new(node: &'a NodeView) -> Self {
+impl Counted {
+    fn new(node: Rc<NodeView>) -> Self {
         node.metrics.http.add(1);
         Self(node)
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.metrics.http.sub(1);
     }

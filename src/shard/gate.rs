@@ -147,6 +147,11 @@ impl Gate {
         std::mem::take(&mut *self.0.knocks.borrow_mut())
     }
 
+    /// Whether the tasks want nothing.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.0.knocks.borrow().is_empty()
+    }
+
     /// A reservation of a place and channels that the engine keeps for it.
     pub(super) fn reservation(&self, channels: Vec<ChannelId>) -> Reservation {
         Reservation { channels: Some(channels), gate: self.clone() }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use crossbeam::queue::ArrayQueue;
 
+use super::handover::{Arriving, Expected, Leaving};
 use crate::limits::MAILBOX_MESSAGES;
 use crate::log::frame::Frame;
 use crate::log::position::Position;
@@ -40,6 +41,12 @@ pub enum ToShard {
     Released { channel: LocalChannel },
     /// The answer to a request.
     Reply { request: RequestId, reply: Reply },
+    /// Give every connection away to another process.
+    Leave(Leaving),
+    /// Hold channels for connections that will come from another process.
+    Expect(Expected),
+    /// Take connections in from another process.
+    Arrive(Arriving),
     /// Stop serving: close every connection with "shutdown", then end the thread.
     Stop,
 }

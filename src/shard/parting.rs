@@ -90,6 +90,11 @@ impl Core {
     pub(super) fn ended(&mut self, slot: Slot, why: Disconnect) {
         self.connections[slot as usize].cut = None;
         why.count(&self.recorder.metrics);
+        self.let_go_of_subscriptions(slot);
+    }
+
+    /// Ends every subscription of a connection that is open no more.
+    pub(super) fn let_go_of_subscriptions(&mut self, slot: Slot) {
         while !self.connections[slot as usize].subscriptions.is_empty() {
             let index = self.connections[slot as usize].subscriptions.len() - 1;
             self.unsubscribe(slot, index);

@@ -39,8 +39,8 @@ pub struct Poll {
 /// A poll that waits.
 #[derive(Debug)]
 pub struct Waiting {
-    poll: Poll,
-    until: Tick,
+    pub(super) poll: Poll,
+    pub(super) until: Tick,
 }
 
 /// How an answer is sent.

@@ -1,5 +1,7 @@
 //! The Centrifugo client protocol on an established WebSocket: commands in, replies and subscriptions out.
 
+mod carried;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -27,7 +27,7 @@ use crate::planted::{Bug, plant};
 const SEEDS: u64 = 1_000;
 
 /// What some of them must meet, so that the simulation cannot quietly lose its teeth.
-const MET: [&str; 36] = [
+const MET: [&str; 38] = [
     "another node",
     "asks to unsubscribe",
     "bad_request",
@@ -36,6 +36,8 @@ const MET: [&str; 36] = [
     "client_gone",
     "gap",
     "gives up",
+    "hand-over",
+    "hand-over failed",
     "ids fill a batch",
     "invalid_utf8",
     "lost by the node",

@@ -79,6 +79,9 @@ pub enum Order {
         /// Reset the connection, so that the kernel does not go on holding bytes for a peer that does not read.
         abort: bool,
     },
+    /// Bring home what is in the kernel and let the socket go without a word to the peer: another process has it too. Say
+    /// when the slot is free.
+    Forget(Slot),
 }
 
 /// What the driver tells the shard.

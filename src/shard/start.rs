@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 
 use super::core::Core;
 use super::driver::Driver;
-use super::engine::{Engine, tick};
-use super::front::{self, NodeView};
+use super::engine::{Engine, Parts, Readmit, tick};
+use super::front::{self, NodeView, Parking};
 use super::gate::Gate;
 use super::mailbox::{Mailbox, ToRelay};
 use crate::log::frame::Micros;
@@ -52,8 +52,8 @@ pub trait NodeReport: Send + Sync {
 pub struct ShardStart {
     /// Which shard of the node it is, from 0.
     pub index: usize,
-    /// Its own listening socket (`SO_REUSEPORT`), in blocking mode: a ring needs that, an epoll driver changes it.
-    pub listener: TcpListener,
+    /// Its listening sockets (`SO_REUSEPORT`): one, or all that fall to it when a process with more shards hands over.
+    pub listeners: Vec<TcpListener>,
     /// The node's settings.
     pub settings: Arc<Settings>,
     /// What the relay tells it.
@@ -72,6 +72,9 @@ pub struct ShardStart {
     pub clock: fn() -> Micros,
     /// Random bits that no other shard has.
     pub seed: u64,
+    /// Whether it accepts at once. One that expects the connections of another process
+    /// ([`super::mailbox::ToShard::Expect`]) accepts when it has them.
+    pub accepting: bool,
 }
 
 /// Runs one shard on this thread until it is told to stop and every connection has ended.
@@ -86,7 +89,6 @@ pub fn run(start: ShardStart) -> Result<(), String> {
             runtime.block_on(serve(start))
         }
         DriverKind::Epoll => {
-            start.listener.set_nonblocking(true).map_err(|error| format!("cannot use the listener: {error}"))?;
             let runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new().enable_timer().build();
             let mut runtime = runtime.map_err(|error| format!("cannot make a monoio runtime on epoll: {error}"))?;
             runtime.block_on(serve(start))
@@ -94,17 +96,52 @@ pub fn run(start: ShardStart) -> Result<(), String> {
     }
 }
 
+/// A listener for the runtime, and a duplicate that sets its mode. The mode is the socket's, which a process that hands over
+/// still accepts on: a ring needs it blocking, epoll does not, and neither may change it before this process accepts.
+fn watch(listener: TcpListener) -> std::io::Result<(TcpListener, monoio::net::TcpListener)> {
+    let mode = listener.try_clone()?;
+    Ok((mode, monoio::net::TcpListener::from_std(listener)?))
+}
+
 async fn serve(start: ShardStart) -> Result<(), String> {
-    let ShardStart { index, listener, settings, mailbox, relay, metrics, driver, slots, node, clock, seed } = start;
-    let driver = Driver::new(driver, slots, &mailbox, clock);
+    let ShardStart {
+        index,
+        listeners,
+        settings,
+        mailbox,
+        relay,
+        metrics,
+        driver: kind,
+        slots,
+        node,
+        clock,
+        seed,
+        accepting,
+    } = start;
+    let driver = Driver::new(kind, slots, &mailbox, clock);
     let driver = driver.map_err(|error| format!("cannot set up the driver for {slots} sockets: {error}"))?;
-    let listener = monoio::net::TcpListener::from_std(listener);
-    let listener = listener.map_err(|error| format!("cannot watch the listener: {error}"))?;
     let gate = Gate::new(Arc::clone(&mailbox));
-    let view = NodeView { settings: Arc::clone(&settings), metrics: Arc::clone(&metrics), node };
-    monoio::spawn(front::serve(listener, gate.clone(), Rc::new(view)));
+    let parking = Parking::new(Arc::clone(&mailbox), accepting);
+    let view = Rc::new(NodeView { settings: Arc::clone(&settings), metrics: Arc::clone(&metrics), node });
+    let nonblocking = kind == DriverKind::Epoll;
+    for listener in listeners {
+        let (mode, listener) = watch(listener).map_err(|error| format!("cannot watch the listener: {error}"))?;
+        let (gate, view, parking) = (gate.clone(), Rc::clone(&view), parking.clone());
+        monoio::spawn(async move {
+            parking.opened().await;
+            // It fails only for what is no socket.
+            let _ = mode.set_nonblocking(nonblocking);
+            drop(mode);
+            front::serve(listener, gate, view, parking).await;
+        });
+    }
     monoio::spawn(tick(Arc::clone(&mailbox)));
     let core = Core::new(index, settings, seed, ShardRecorder::new(metrics));
-    let engine = Engine::new(core, driver, mailbox, gate, relay, clock, slots as usize);
+    let readmit: Readmit = {
+        let (gate, parking) = (gate.clone(), parking.clone());
+        Box::new(move |parked| front::readmit(parked, gate.clone(), Rc::clone(&view), parking.clone(), nonblocking))
+    };
+    let capacity = slots as usize;
+    let engine = Engine::new(Parts { core, driver, mailbox, gate, relay, clock, capacity, parking, readmit });
     engine.run().await.map_err(|error| format!("cannot wait for work: {error}"))
 }

@@ -12,7 +12,7 @@ mod error;
 mod handshake;
 mod header;
 
-pub use decoder::{Decoder, Event};
+pub use decoder::{Decoder, Event, Held};
 pub use encode::{write_close, write_close_answer, write_header, write_masked_frame, write_ping, write_pong};
 pub use error::ProtocolError;
 pub use handshake::{UpgradeError, VERSION, accept_key, check_upgrade};

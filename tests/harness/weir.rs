@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -53,15 +54,50 @@ impl Output {
     }
 }
 
+impl Default for WeirCommand {
+    fn default() -> Self {
+        Self {
+            driver: "auto",
+            listen: String::new(),
+            flags: Vec::new(),
+            filter: None,
+            program: env!("CARGO_BIN_EXE_weir").into(),
+            environment: Vec::new(),
+            file: None,
+        }
+    }
+}
+
 /// A node that is about to be started.
 pub struct WeirCommand {
     driver: &'static str,
     listen: String,
     flags: Vec<String>,
     filter: Option<BpfProgram>,
+    program: PathBuf,
+    environment: Vec<(&'static str, PathBuf)>,
+    file: Option<PathBuf>,
 }
 
 impl WeirCommand {
+    /// Leaves driver and shards to a configuration file.
+    pub fn configured_by(mut self, file: &Path) -> Self {
+        self.file = Some(file.to_owned());
+        self
+    }
+
+    /// Runs another file than the one that was built.
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = program.to_owned();
+        self
+    }
+
+    /// Adds a variable to its environment.
+    pub fn environment(mut self, name: &'static str, value: &Path) -> Self {
+        self.environment.push((name, value.to_owned()));
+        self
+    }
+
     /// Adds flags.
     pub fn flags(mut self, flags: &[&str]) -> Self {
         self.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
@@ -108,7 +144,7 @@ impl WeirCommand {
             address
         });
         let child = starting.0.take().expect("not taken yet");
-        Weir { child, output, address }
+        Weir { child, output, address, successor: None }
     }
 
     /// Runs a node that is expected to refuse to start; returns its status and what it wrote.
@@ -129,21 +165,16 @@ impl WeirCommand {
     }
 
     fn spawn(self) -> (Child, Arc<Output>) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
-        command.args([
-            "serve",
-            "--listen",
-            &self.listen,
-            "--driver",
-            self.driver,
-            "--shards",
-            "2",
-            "--log-format",
-            "json",
-        ]);
+        let mut command = Command::new(&self.program);
+        command.args(["serve", "--listen", &self.listen, "--log-format", "json"]);
+        match &self.file {
+            Some(file) => command.arg("--config").arg(file),
+            None => command.args(["--driver", self.driver, "--shards", "2"]),
+        };
         command.args(&self.flags);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         without_settings(&mut command);
+        command.envs(self.environment);
         die_with_parent(&mut command);
         if let Some(filter) = self.filter {
             // SAFETY: applying a filter makes two system calls and allocates nothing.
@@ -196,9 +227,20 @@ pub struct Published {
     pub cursor: String,
 }
 
+/// How an upgrade ended, from the log of the process that serves now.
+#[derive(Debug, Clone, Copy)]
+pub struct Upgrade {
+    /// Connections that went over.
+    pub connections: u64,
+    /// How long nothing was delivered.
+    pub pause: Duration,
+}
+
 /// A running node; killed when dropped.
 pub struct Weir {
     child: Child,
+    /// The process that serves now, when it is not the child any more.
+    successor: Option<u32>,
     output: Arc<Output>,
     address: SocketAddr,
 }
@@ -206,7 +248,7 @@ pub struct Weir {
 impl Weir {
     /// A node with this driver, on a free port of 127.0.0.1, with two shards.
     pub fn command(driver: Driver) -> WeirCommand {
-        WeirCommand { driver: driver.flag(), listen: "127.0.0.1:0".into(), flags: Vec::new(), filter: None }
+        WeirCommand { driver: driver.flag(), listen: "127.0.0.1:0".into(), ..WeirCommand::default() }
     }
 
     /// Starts a node with flags.
@@ -225,9 +267,51 @@ impl Weir {
         format!("http://{}", self.address)
     }
 
-    /// Its process id.
+    /// Its process id; after an upgrade that of the process that serves now.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.successor.unwrap_or_else(|| self.child.id())
+    }
+
+    /// Has it hand over to a new process.
+    #[track_caller]
+    pub fn upgrade(&mut self) -> Upgrade {
+        let before = self.pid();
+        self.signal(libc::SIGUSR2);
+        let field = |line: &str, message: &str| {
+            let value: Value = serde_json::from_str(line).ok()?;
+            (value["fields"]["message"] == message).then(|| value["fields"].clone())
+        };
+        let is = |fields: &Value, name: &str| fields[name].as_u64() == Some(u64::from(before));
+        let took = self.output.wait(DEADLINE, |line| field(line, "took over").filter(|fields| is(fields, "before")));
+        let took = took.unwrap_or_else(|| panic!("{before} was not taken over from; the log:\n{}", self.output.text()));
+        self.successor = took["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        eventually("the old process ends", || self.has_ended(before).then_some(()));
+        let number = |name: &str| took[name].as_u64().unwrap_or_else(|| panic!("no {name}: {took}"));
+        let pause = Duration::from_micros(number("pause_micros"));
+        Upgrade { connections: number("connections"), pause }
+    }
+
+    /// Has it try to hand over, and fail; returns why. `tries` counts those that failed before, and this one.
+    #[track_caller]
+    pub fn upgrade_in_vain(&self, tries: usize) -> String {
+        self.signal(libc::SIGUSR2);
+        eventually("the upgrade fails", || {
+            let failed = self.output.text();
+            let mut failed = failed.lines().filter(|line| line.contains("this process goes on"));
+            failed.nth(tries - 1).map(str::to_owned)
+        })
+    }
+
+    /// Whether a process of this node has ended, in order if it is the first.
+    fn has_ended(&mut self, pid: u32) -> bool {
+        if pid != self.child.id() {
+            // Its state is Z until whoever it was left to has waited for it.
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+            return stat.map_or(true, |stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")));
+        }
+        let status = self.child.try_wait().expect("wait for the node");
+        assert!(status.is_none_or(|status| status.success()), "{status:?}");
+        status.is_some()
     }
 
     /// Waits until it says that it is ready.
@@ -359,6 +443,10 @@ impl Weir {
 
 impl Drop for Weir {
     fn drop(&mut self) {
+        if let Some(pid) = self.successor {
+            // SAFETY: takes no pointers. It was the node's own process when it was last heard of, and nobody ends it but this.
+            unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {

@@ -74,7 +74,7 @@ async fn connect(context: &Context) -> RedisResult<Connections> {
         Ok::<(), Infallible>(())
     });
     let mut pubsub = context.client.get_multiplexed_async_connection_with_config(&config).await?;
-    pubsub.subscribe(&context.heartbeat).await?;
+    pubsub.subscribe(&context.beats).await?;
     Ok(Connections { commands, pubsub, pushes, inbox, lost })
 }
 
@@ -105,7 +105,7 @@ async fn watch(context: &Context, mut commands: Commands) -> String {
         if silent > STALE {
             return format!("nothing came back over pub/sub for {} ms", silent.as_millis());
         }
-        match timeout(STALE, commands.beat(&context.heartbeat, now)).await {
+        match timeout(STALE, commands.beat(&context.beats[0], now)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return failure(&error).to_string(),
             Err(_) => return format!("a command was not answered within {HEARTBEAT_STALE_MILLIS} ms"),

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::bounds::Bounds;
 use super::continuity::Tip;
-use super::node_log::Frames;
+use super::node_log::{Frames, Sequence};
 use crate::backbone::interface::{Message, Ticket};
 use crate::limits::PAST_EPOCHS;
 use crate::log::frame::{ChannelBlocks, Micros};
-use crate::log::position::Epoch;
+use crate::log::position::{Epoch, Position};
 use crate::shard::mailbox::LocalChannel;
 
 /// Names one life of a channel in the relay. A key is used again by other channels; a life never is.
@@ -45,6 +45,8 @@ pub enum Phase {
     ToRead(Plan),
     /// Subscribed; a read is under way.
     Reading(Plan, Ticket),
+    /// Subscribed; what is published is held until the process that hands over has said its last word.
+    Following,
     /// Subscribed and up to date.
     Live,
 }
@@ -76,6 +78,27 @@ pub struct Channel {
     past: Vec<Epoch>,
     /// When the subscription ends, if nobody comes back.
     pub linger_until: Option<Micros>,
+    /// Whether the process that hands over vouches for what came before this one's subscription.
+    pub seeded: bool,
+    /// How far it was given to the next process.
+    pub exported: Exported,
+    /// How many messages without a position came after the heartbeat that is named.
+    pub after_beat: (Micros, u32),
+    /// How often a gap has cleared its log.
+    pub gaps: u64,
+}
+
+/// How far a channel was given to the next process.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Exported {
+    /// The hand-over this is about.
+    pub round: u64,
+    /// Everything up to this number was given.
+    pub sequence: Sequence,
+    /// How many gaps had cleared the log by then.
+    pub gaps: u64,
+    /// The position given last.
+    pub tip: Position,
 }
 
 impl Channel {
@@ -93,7 +116,17 @@ impl Channel {
             pending: Pending::default(),
             past: Vec::new(),
             linger_until: None,
+            seeded: false,
+            exported: Exported::default(),
+            after_beat: (0, 0),
+            gaps: 0,
         }
+    }
+
+    /// The epochs it was in before, the newest last.
+    #[must_use]
+    pub fn past(&self) -> &[Epoch] {
+        &self.past
     }
 
     /// Its history has ended with this epoch.
@@ -111,13 +144,24 @@ impl Channel {
     }
 }
 
+/// A message that is held.
+#[derive(Debug)]
+pub struct Held {
+    /// The message.
+    pub message: Message,
+    /// The predecessor's last heartbeat before it: see [`super::handover`].
+    pub beat: Micros,
+    /// Whether it was there when the read under way was started.
+    pub covered: bool,
+}
+
 /// Messages held while a channel's history is read, bounded by [`crate::limits::PENDING_MESSAGES`] and
 /// [`crate::limits::PENDING_BYTES`].
 ///
 /// When it is full the oldest is dropped, never the newest: the one after it then jumps, and a further read brings both.
 #[derive(Debug, Default)]
 pub struct Pending {
-    messages: VecDeque<Message>,
+    messages: VecDeque<Held>,
     bytes: usize,
     /// How many of them were there when the read under way was started: a read that does not know their positions proves
     /// that the backbone does not have them.
@@ -125,10 +169,10 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// Holds a message.
-    pub fn push(&mut self, message: Message, bounds: &Bounds) {
+    /// Holds a message that came after the heartbeat `beat`.
+    pub fn push(&mut self, message: Message, beat: Micros, bounds: &Bounds) {
         self.bytes += message.data.len();
-        self.messages.push_back(message);
+        self.messages.push_back(Held { message, beat, covered: false });
         while self.messages.len() > bounds.pending_messages
             || (self.bytes > bounds.pending_bytes && self.messages.len() > 1)
         {
@@ -152,19 +196,28 @@ impl Pending {
         self.covered = self.messages.len();
     }
 
-    /// Takes the oldest, and whether it was there when the read was started.
-    pub fn pop(&mut self) -> Option<(Message, bool)> {
-        let message = self.messages.pop_front()?;
-        self.bytes -= message.data.len();
-        let covered = self.covered > 0;
+    /// Takes the oldest.
+    pub fn pop(&mut self) -> Option<Held> {
+        let mut held = self.messages.pop_front()?;
+        self.bytes -= held.message.data.len();
+        held.covered = self.covered > 0;
         self.covered = self.covered.saturating_sub(1);
-        Some((message, covered))
+        Some(held)
     }
 
     /// Puts back what was just taken, before the others.
-    pub fn put_back(&mut self, message: Message) {
-        self.bytes += message.data.len();
-        self.messages.push_front(message);
+    pub fn put_back(&mut self, held: Held) {
+        self.bytes += held.message.data.len();
+        self.messages.push_front(held);
+    }
+
+    /// Keeps only the messages that `keep` accepts.
+    pub fn retain(&mut self, keep: impl FnMut(&Held) -> bool) {
+        let mut kept = std::mem::take(self);
+        kept.messages.retain(keep);
+        kept.bytes = kept.messages.iter().map(|held| held.message.data.len()).sum();
+        kept.covered = 0;
+        *self = kept;
     }
 }
 
@@ -183,26 +236,26 @@ mod tests {
     fn the_oldest_are_dropped() {
         let mut pending = Pending::default();
         for size in 0..PENDING_MESSAGES + 2 {
-            pending.push(message(size), &Bounds::default());
+            pending.push(message(size), 0, &Bounds::default());
         }
-        assert_eq!(pending.pop().unwrap().0.data.len(), 2);
+        assert_eq!(pending.pop().unwrap().message.data.len(), 2);
         let mut pending = Pending::default();
         for _ in 0..3 {
-            pending.push(message(PENDING_BYTES / 2), &Bounds::default());
+            pending.push(message(PENDING_BYTES / 2), 0, &Bounds::default());
         }
         assert_eq!(pending.messages.len(), 2);
-        pending.push(message(2 * PENDING_BYTES), &Bounds::default());
+        pending.push(message(2 * PENDING_BYTES), 0, &Bounds::default());
         assert_eq!(pending.messages.len(), 1);
     }
 
     #[test]
     fn a_read_covers_what_was_there() {
         let mut pending = Pending::default();
-        pending.push(message(1), &Bounds::default());
-        pending.push(message(2), &Bounds::default());
+        pending.push(message(1), 0, &Bounds::default());
+        pending.push(message(2), 0, &Bounds::default());
         pending.cover();
-        pending.push(message(3), &Bounds::default());
-        let covered: Vec<bool> = std::iter::from_fn(|| pending.pop()).map(|(_, covered)| covered).collect();
+        pending.push(message(3), 0, &Bounds::default());
+        let covered: Vec<bool> = std::iter::from_fn(|| pending.pop()).map(|held| held.covered).collect();
         assert_eq!(covered, [true, true, false]);
     }
 }

@@ -49,6 +49,11 @@ impl Relay {
         // One line a channel can be very many: the counter is what an operator watches.
         tracing::debug!(channel = %self.channels[key].name, ?from, ?to, "publications are lost");
         self.status.gaps.add(1);
+        self.restart_at(key, from, to, now);
+    }
+
+    /// Goes on at a position that does not follow: the channel's log starts anew, and whoever wants the channel is told.
+    pub(super) fn restart_at(&mut self, key: usize, from: Position, to: Position, now: Micros) {
         let frame = self.gap_frame(key, from, to, now);
         let channel = &mut self.channels[key];
         if to.epoch != from.epoch {
@@ -57,6 +62,7 @@ impl Relay {
         if !planted!(LogAcrossGap) {
             self.log.clear(&mut channel.frames);
         }
+        channel.gaps += 1;
         channel.tip = Some(Tip { position: to, digest: None });
         let sequence = self.log.number();
         self.post(key, &frame, sequence, from);
@@ -68,8 +74,11 @@ impl Relay {
         let Some(tip) = channel.tip else { return };
         let Some(interest) = channel.interests.iter_mut().find(|interest| interest.shard == shard) else { return };
         interest.live = true;
-        // A message without a position cannot be resumed, so it is no history.
-        let frames = channel.frames.iter().filter(|frame| frame.kind == FrameKind::Publication).cloned().collect();
+        // A message without a position cannot be resumed, so it is no history; but connections that are handed over may be
+        // in front of one.
+        let all = self.follows.is_some();
+        let frames = channel.frames.iter().filter(|frame| all || frame.kind == FrameKind::Publication);
+        let frames = frames.cloned().collect();
         self.outboxes[shard].send(ToShard::Live { channel: interest.local, position: tip.position, frames });
     }
 
@@ -117,6 +126,11 @@ impl Relay {
         now: Micros,
     ) {
         let frame = self.encode(key, kind, position, data, now);
+        self.keep_and_post(key, frame, from);
+    }
+
+    /// Keeps a frame and posts it to whoever wants the channel.
+    pub(super) fn keep_and_post(&mut self, key: usize, frame: Arc<Frame>, from: Position) {
         let frames: &mut Frames = &mut self.channels[key].frames;
         let sequence = self.log.append(frames, key, frame.clone(), &self.settings.history);
         self.post(key, &frame, sequence, from);

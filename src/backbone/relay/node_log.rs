@@ -39,6 +39,12 @@ impl Frames {
         (whole, self.entries.range(start..).map(|entry| &entry.frame))
     }
 
+    /// The frames after `sequence` with their numbers.
+    pub fn numbered_after(&self, sequence: Sequence) -> impl Iterator<Item = (Sequence, &Arc<Frame>)> {
+        let start = self.entries.partition_point(|entry| entry.sequence <= sequence);
+        self.entries.range(start..).map(|entry| (entry.sequence, &entry.frame))
+    }
+
     fn first(&self) -> Option<Sequence> {
         self.entries.front().map(|entry| entry.sequence)
     }

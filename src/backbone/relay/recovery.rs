@@ -38,6 +38,8 @@ impl Relay {
         self.to_retry.clear();
         for (_, channel) in &mut self.channels {
             channel.phase = Phase::Wanted;
+            // Another process vouched for what came before a subscription that is over.
+            channel.seeded = false;
             // The server behind the next connection may never have had them; what it has is read there.
             if !planted!(HeldForever) {
                 channel.pending.clear();
@@ -50,7 +52,8 @@ impl Relay {
         tracing::warn!("the queue from the backbone was full: reading every channel anew");
         self.status.overruns.add(1);
         for (key, channel) in &mut self.channels {
-            if channel.phase == Phase::Live {
+            // One that follows another process may lack messages too: the read shows what.
+            if matches!(channel.phase, Phase::Live | Phase::Following) {
                 channel.phase = Phase::ToRead(Plan::Repair);
                 self.to_read.push_back(Name { key, life: channel.life });
             }
@@ -88,6 +91,10 @@ impl Relay {
         for name in batch {
             let Some(channel) = self.channels.get_mut(name.key) else { continue };
             if channel.life == name.life && channel.phase == Phase::Subscribing {
+                if channel.seeded && self.follows.is_some() {
+                    channel.phase = Phase::Following;
+                    continue;
+                }
                 channel.phase = Phase::ToRead(if channel.tip.is_some() { Plan::Repair } else { Plan::Open });
                 self.to_read.push_back(name);
             }
@@ -220,15 +227,15 @@ impl Relay {
     }
 
     /// Delivers what was held meanwhile. The channel is live unless one of those messages jumps again.
-    fn go_live(&mut self, name: Name, now: Micros) {
+    pub(super) fn go_live(&mut self, name: Name, now: Micros) {
         self.channels[name.key].phase = Phase::Live;
-        while let Some((message, covered)) = self.channels[name.key].pending.pop() {
-            match self.take_message(name.key, &message, now) {
+        while let Some(held) = self.channels[name.key].pending.pop() {
+            match self.take_message(name.key, &held.message, now) {
                 Verdict::Next | Verdict::Duplicate => {}
                 // The read knew of no such position although it was started later than the message came.
-                Verdict::Jump if covered => self.status.strays.add(1),
+                Verdict::Jump if held.covered => self.status.strays.add(1),
                 Verdict::Jump => {
-                    self.channels[name.key].pending.put_back(message);
+                    self.channels[name.key].pending.put_back(held);
                     return self.read_next(name, Plan::Repair);
                 }
             }
@@ -242,12 +249,12 @@ impl Relay {
         self.status.received.add(1);
         let channel = &mut self.channels[key];
         if channel.phase != Phase::Live {
-            channel.pending.push(message, &self.bounds);
+            channel.pending.push(message, self.predecessor_beat, &self.bounds);
             return;
         }
         let name = Name { key, life: channel.life };
         if self.take_message(key, &message, now) == Verdict::Jump {
-            self.channels[key].pending.push(message, &self.bounds);
+            self.channels[key].pending.push(message, self.predecessor_beat, &self.bounds);
             self.read_next(name, Plan::Repair);
         }
     }
@@ -255,6 +262,7 @@ impl Relay {
     fn take_message(&mut self, key: usize, message: &Message, now: Micros) -> Verdict {
         let data: &Bytes = &message.data;
         let (Some(position), Some(tip)) = (message.position, self.channels[key].tip) else {
+            self.count_after_beat(key);
             self.deliver_unpositioned(key, data, now);
             return Verdict::Next;
         };

@@ -1,8 +1,10 @@
 //! The relay on both backbones, as the shards see it. `faults` breaks the backbone, `dropped` loses messages on the way,
-//! `overflow` has shards that do not read.
+//! `overflow` has shards that do not read, `handover`
+//! has a next process.
 
 mod dropped;
 mod faults;
+mod handover;
 mod overflow;
 
 use std::sync::OnceLock;
@@ -28,6 +30,7 @@ fn clock() -> Micros {
 /// A relay on its thread and the mailboxes of its shards.
 struct Node {
     requests: mpsc::Sender<ToRelay>,
+    orders: mpsc::Sender<ToBackbone>,
     shards: Vec<Arc<Mailbox>>,
     status: Arc<BackboneStatus>,
     thread: JoinHandle<()>,
@@ -35,12 +38,20 @@ struct Node {
 
 impl Node {
     fn start(settings: Settings, shards: usize) -> Self {
+        Self::start_as(1, None, settings, shards)
+    }
+
+    fn start_as(node: u64, follows: Option<u64>, settings: Settings, shards: usize) -> Self {
         let (requests, receiver) = mpsc::channel(crate::limits::RELAY_REQUESTS);
         let shards: Vec<_> = (0..shards).map(|_| Arc::new(Mailbox::new().unwrap())).collect();
         let status = Arc::new(BackboneStatus::new(shards.len(), clock));
         let (mailboxes, told) = (shards.clone(), status.clone());
-        let thread = std::thread::spawn(move || run(Arc::new(settings), receiver, mailboxes, told, clock).unwrap());
-        let node = Self { requests, shards, status, thread };
+        let (orders, succession) = Succession::first(node);
+        let succession = Succession { follows, ..succession };
+        let thread = std::thread::spawn(move || {
+            run(Arc::new(settings), receiver, mailboxes, told, clock, succession).unwrap();
+        });
+        let node = Self { requests, orders, shards, status, thread };
         node.until("ready", |node| node.status.ready().is_ok());
         node
     }
@@ -391,6 +402,6 @@ fn a_bad_address_ends_it_at_once() {
     let redis = Some(crate::settings::RedisConfig { url: "nowhere".into(), prefix: "weir:".into() });
     let settings = Arc::new(Settings { redis, ..Settings::default() });
     let (_requests, receiver) = mpsc::channel(1);
-    let ended = run(settings, receiver, vec![], Arc::new(BackboneStatus::new(0, clock)), clock);
+    let ended = run(settings, receiver, vec![], Arc::new(BackboneStatus::new(0, clock)), clock, Succession::first(1).1);
     assert!(matches!(ended, Err(RelayError::Address(_))), "{ended:?}");
 }

@@ -1,10 +1,12 @@
 //! The shards' listening sockets.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::NodeError;
 use crate::limits::{ACCEPT_BACKLOG, LISTEN_PAUSE_MILLIS, LISTEN_RETRY_MILLIS};
@@ -27,6 +29,55 @@ pub(super) fn bind(address: SocketAddr, shards: usize) -> Result<(SocketAddr, Ve
         listeners.push(listener(bound).map_err(refused)?);
     }
     Ok((bound, listeners))
+}
+
+/// Spreads the listeners of a process that hands over on shards. All of them must be accepted on, since each has a queue of
+/// connections of its own: a shard may get several. More shards than listeners share them.
+///
+/// # Errors
+/// [`NodeError::Listen`] when one of them is no listener.
+pub(super) fn inherit(
+    inherited: &mut Vec<TcpListener>,
+    wanted: SocketAddr,
+    shards: usize,
+) -> Result<(SocketAddr, Vec<Vec<TcpListener>>), NodeError> {
+    let refused = |source: io::Error| NodeError::Listen { address: wanted, hint: "; it was inherited", source };
+    let mut listeners: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
+    let count = inherited.len();
+    let address = match inherited.first() {
+        Some(first) => first.local_addr().map_err(refused)?,
+        None => return Err(refused(io::Error::other("there is none"))),
+    };
+    let same = wanted.port() == 0 || wanted == address;
+    if !same {
+        tracing::warn!(%address, configured = %wanted, "the listeners of the process before are kept; a restart changes them");
+    }
+    for (index, listener) in inherited.drain(..).enumerate() {
+        if !SockRef::from(&listener).is_listener().map_err(refused)? {
+            return Err(refused(io::Error::other("it does not listen")));
+        }
+        for shard in (index..shards).step_by(count).skip(1) {
+            listeners[shard].push(listener.try_clone().map_err(refused)?);
+        }
+        listeners[index % shards].push(listener);
+    }
+    Ok((address, listeners))
+}
+
+/// Duplicates of listeners, each once although shards may share it.
+///
+/// # Errors
+/// When the process is out of descriptors.
+pub(super) fn duplicate(listeners: &[Vec<TcpListener>]) -> io::Result<Vec<OwnedFd>> {
+    let mut seen = HashSet::new();
+    let mut duplicates = Vec::new();
+    for listener in listeners.iter().flatten() {
+        // SO_COOKIE names a socket however many descriptors it has.
+        if seen.insert(SockRef::from(listener).cookie()?) {
+            duplicates.push(listener.try_clone()?.into());
+        }
+    }
+    Ok(duplicates)
 }
 
 /// Fails when another process listens there, but not for the rest of a killed one: the kernel takes a ring apart in the
@@ -90,6 +141,26 @@ mod tests {
         let clients: Vec<_> = (0..30).map(|_| TcpStream::connect(address).expect("somebody listens")).collect();
         let accepted: usize = listeners.iter().map(|one| std::iter::from_fn(|| one.accept().ok()).count()).sum();
         assert_eq!(accepted, clients.len());
+    }
+
+    #[test]
+    fn every_inherited_listener_has_a_shard_and_every_shard_a_listener() {
+        for (before, after) in [(1, 1), (3, 3), (3, 2), (5, 2), (1, 3), (2, 5)] {
+            let (address, listeners) = bind(ANY_PORT, before).expect("loopback has free ports");
+            let mut inherited = listeners;
+            let (same, spread) = inherit(&mut inherited, ANY_PORT, after).expect("they listen");
+            assert_eq!((same, spread.len()), (address, after));
+            assert!(spread.iter().all(|shard| !shard.is_empty()), "{before} to {after}: {spread:?}");
+            assert_eq!(duplicate(&spread).expect("room").len(), before, "each is given on once");
+        }
+    }
+
+    #[test]
+    fn what_does_not_listen_is_not_inherited() {
+        let socket = socket(ANY_PORT, true).expect("a socket");
+        let error = inherit(&mut vec![socket.into()], ANY_PORT, 1).expect_err("it does not listen").to_string();
+        assert!(error.contains("does not listen"), "{error}");
+        assert!(inherit(&mut Vec::new(), ANY_PORT, 1).is_err());
     }
 
     #[test]

@@ -48,9 +48,9 @@ fn told_to_stop(start: &ShardStart) -> bool {
 
 /// Answers each connection with the node's readiness and metrics until it is told to stop.
 fn reporting_shard(start: ShardStart) -> Result<(), String> {
-    start.listener.set_nonblocking(true).map_err(|error| error.to_string())?;
+    start.listeners[0].set_nonblocking(true).map_err(|error| error.to_string())?;
     while !told_to_stop(&start) {
-        if let Ok((mut client, _)) = start.listener.accept() {
+        if let Ok((mut client, _)) = start.listeners[0].accept() {
             let text = format!("{:?} {}\n{}", start.node.ready(), start.index, start.node.metrics_text());
             client.write_all(text.as_bytes()).map_err(|error| error.to_string())?;
         }

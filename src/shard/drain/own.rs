@@ -84,18 +84,24 @@ impl Core {
                 let gap = |frame: &Arc<Frame>| frame.kind == FrameKind::Gap && !cursor.skips(frame);
                 if connection.lane == Lane::WebSocket && log.get(cursor.next).is_some_and(gap) {
                     // The client subscribes again with its position and is answered `recovered: false`.
-                    let name = channel.name.clone();
-                    self.unsubscribe(slot, index);
-                    let connection = &mut self.connections[slot as usize];
-                    write_message(&mut connection.control, |out| {
-                        centrifugo::write_unsubscribe_push(out, &name, centrifugo::UnsubscribeCode::InsufficientState);
-                    });
+                    self.lose_subscription(slot, index);
                     continue;
                 }
             }
             index += 1;
         }
         true
+    }
+
+    /// Ends a subscription of a WebSocket that cannot go on, and tells the client.
+    pub(in crate::shard) fn lose_subscription(&mut self, slot: Slot, index: usize) {
+        let channel = self.connections[slot as usize].subscriptions[index].channel;
+        let Some(name) = self.channels.get(channel).map(|channel| channel.name.clone()) else { return };
+        self.unsubscribe(slot, index);
+        let connection = &mut self.connections[slot as usize];
+        write_message(&mut connection.control, |out| {
+            centrifugo::write_unsubscribe_push(out, &name, centrifugo::UnsubscribeCode::InsufficientState);
+        });
     }
 
     /// Collects the pieces and parts of one connection's send: the rest of a cut frame, its own bytes, then the frames due

@@ -15,17 +15,28 @@ use crate::shard::sink::{Event, Order, Piece, Short, Sink, Staged, Ticket};
 /// The bell's place among the slots.
 const BELL: u64 = u64::MAX;
 
+/// A socket and what the kernel is asked to tell of it.
+struct Socket {
+    fd: OwnedFd,
+    /// Whether it takes bytes again.
+    writable: bool,
+    /// What epoll knows of now: 0 when it does not have the socket.
+    watched: i32,
+}
+
 /// See the module.
 pub struct Epoll {
     epoll: OwnedFd,
     clock: Clock,
-    sockets: Vec<Option<OwnedFd>>,
+    sockets: Vec<Option<Socket>>,
     buffer: Box<[u8]>,
     /// Lists of the staged payloads, one after the other, and where each ends.
     iovecs: Vec<libc::iovec>,
     staged: Vec<(usize, usize)>,
     shorts: Vec<Short>,
     gone: Vec<Slot>,
+    /// Nothing is received: see [`super::Driver::pause`].
+    paused: bool,
 }
 
 impl Epoll {
@@ -50,6 +61,7 @@ impl Epoll {
             staged: Vec::new(),
             shorts: Vec::new(),
             gone: Vec::new(),
+            paused: false,
         };
         this.control(libc::EPOLL_CTL_ADD, mailbox.bell().as_raw_fd(), libc::EPOLLIN, BELL)?;
         Ok(this)
@@ -72,38 +84,99 @@ impl Epoll {
     /// See [`super::Driver::adopt`].
     pub fn adopt(&mut self, slot: Slot, socket: OwnedFd) -> io::Result<()> {
         // Receives pass MSG_DONTWAIT as sends do, so the socket's own blocking mode does not matter.
-        self.control(libc::EPOLL_CTL_ADD, socket.as_raw_fd(), libc::EPOLLIN, u64::from(slot))?;
+        let mut socket = Socket { fd: socket, writable: false, watched: 0 };
+        self.watch(slot, &mut socket)?;
         self.sockets[slot as usize] = Some(socket);
         Ok(())
+    }
+
+    /// Tells the kernel what is wanted of a socket, if that has changed.
+    fn watch(&self, slot: Slot, socket: &mut Socket) -> io::Result<()> {
+        let wanted = if self.paused { 0 } else { libc::EPOLLIN } | if socket.writable { libc::EPOLLOUT } else { 0 };
+        let operation = match (socket.watched, wanted) {
+            (before, after) if before == after => return Ok(()),
+            (0, _) => libc::EPOLL_CTL_ADD,
+            // Asked for nothing epoll would still tell of errors, again and again.
+            (_, 0) => libc::EPOLL_CTL_DEL,
+            (..) => libc::EPOLL_CTL_MOD,
+        };
+        self.control(operation, socket.fd.as_raw_fd(), wanted, u64::from(slot))?;
+        socket.watched = wanted;
+        Ok(())
+    }
+
+    fn watch_all(&mut self) {
+        for slot in 0..self.sockets.len() as Slot {
+            self.rewatch(slot, |_| {});
+        }
+    }
+
+    /// See [`super::Driver::pause`].
+    pub fn pause(&mut self) {
+        self.paused = true;
+        self.watch_all();
+    }
+
+    /// See [`super::Driver::resume`].
+    pub fn resume(&mut self) {
+        self.paused = false;
+        self.watch_all();
+    }
+
+    /// See [`super::Driver::duplicate`].
+    pub fn duplicate(&mut self, slots: &[Slot]) -> io::Result<Vec<OwnedFd>> {
+        let duplicate = |&slot: &Slot| match &self.sockets[slot as usize] {
+            Some(socket) => socket.fd.try_clone(),
+            None => unreachable!("a slot without a socket"),
+        };
+        slots.iter().map(duplicate).collect()
+    }
+
+    /// Takes a socket out. Closing is not enough for epoll while another process has the socket too.
+    fn take(&mut self, slot: Slot) -> Option<OwnedFd> {
+        let Socket { fd, watched, .. } = self.sockets[slot as usize].take()?;
+        if watched != 0
+            && let Err(error) = self.control(libc::EPOLL_CTL_DEL, fd.as_raw_fd(), 0, 0)
+        {
+            panic!("epoll_ctl on a socket of our own: {error}");
+        }
+        Some(fd)
     }
 
     /// See [`super::Driver::order`].
     pub fn order(&mut self, order: Order) {
         match order {
-            Order::AwaitWritable(slot) => self.listen(slot, libc::EPOLLIN | libc::EPOLLOUT),
+            Order::AwaitWritable(slot) => self.rewatch(slot, |socket| socket.writable = true),
             Order::HalfClose(slot) => {
                 if let Some(socket) = &self.sockets[slot as usize] {
                     // SAFETY: takes no pointers. An error says that the peer is gone, which receiving will tell too.
-                    unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_WR) };
+                    unsafe { libc::shutdown(socket.fd.as_raw_fd(), libc::SHUT_WR) };
                 }
             }
             Order::Close { slot, abort } => {
-                if let Some(socket) = self.sockets[slot as usize].take() {
+                if let Some(socket) = self.take(slot) {
                     if abort {
                         let _ = socket2::SockRef::from(&socket).set_linger(Some(std::time::Duration::ZERO));
                     }
                     self.gone.push(slot);
                 }
             }
+            Order::Forget(slot) => {
+                if self.take(slot).is_some() {
+                    self.gone.push(slot);
+                }
+            }
         }
     }
 
-    fn listen(&self, slot: Slot, events: i32) {
-        if let Some(socket) = &self.sockets[slot as usize]
-            && let Err(error) = self.control(libc::EPOLL_CTL_MOD, socket.as_raw_fd(), events, u64::from(slot))
-        {
+    /// Changes what is wanted of a socket.
+    fn rewatch(&mut self, slot: Slot, change: impl FnOnce(&mut Socket)) {
+        let Some(mut socket) = self.sockets[slot as usize].take() else { return };
+        change(&mut socket);
+        if let Err(error) = self.watch(slot, &mut socket) {
             panic!("epoll_ctl on a socket of our own: {error}");
         }
+        self.sockets[slot as usize] = Some(socket);
     }
 
     /// See [`super::Driver::pending`].
@@ -127,10 +200,10 @@ impl Epoll {
             }
             let slot = data as Slot;
             if flags & libc::EPOLLOUT != 0 {
-                self.listen(slot, libc::EPOLLIN);
+                self.rewatch(slot, |socket| socket.writable = false);
                 on(Event::Writable(slot));
             }
-            if flags & (libc::EPOLLIN | libc::EPOLLHUP | libc::EPOLLERR) != 0 {
+            if !self.paused && flags & (libc::EPOLLIN | libc::EPOLLHUP | libc::EPOLLERR) != 0 {
                 self.receive(slot, on);
             }
         }
@@ -141,7 +214,7 @@ impl Epoll {
         // SAFETY: the kernel writes at most the buffer's length into it.
         let read = unsafe {
             let buffer = self.buffer.as_mut_ptr().cast();
-            libc::recv(socket.as_raw_fd(), buffer, self.buffer.len(), libc::MSG_DONTWAIT)
+            libc::recv(socket.fd.as_raw_fd(), buffer, self.buffer.len(), libc::MSG_DONTWAIT)
         };
         match read {
             1.. => on(Event::Received(slot, &mut self.buffer[..read as usize])),
@@ -159,7 +232,7 @@ impl Epoll {
         let due: usize = iovecs.iter().map(|iovec| iovec.iov_len).sum();
         let message = message_of(iovecs.as_ptr(), iovecs.len());
         // SAFETY: the list and, by the contract of `Sink`, what it points to are live.
-        let taken = match unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, SEND_FLAGS) } {
+        let taken = match unsafe { libc::sendmsg(socket.fd.as_raw_fd(), &raw const message, SEND_FLAGS) } {
             taken @ 0.. => Ok(taken as usize),
             _ => match io::Error::last_os_error() {
                 error if error.kind() == io::ErrorKind::WouldBlock => Ok(0),

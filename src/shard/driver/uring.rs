@@ -6,7 +6,7 @@
 //! (`DEFER_TASKRUN`).
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use io_uring::squeue::{Entry, Flags};
@@ -30,6 +30,8 @@ enum Kind {
     Writable = 3,
     Close = 4,
     Shutdown = 5,
+    /// A descriptor made of a socket in the table.
+    Duplicate = 7,
     /// Socket options: nobody waits for them.
     Ignored = 6,
 }
@@ -55,6 +57,7 @@ impl Completion {
             3 => Kind::Writable,
             4 => Kind::Close,
             5 => Kind::Shutdown,
+            7 => Kind::Duplicate,
             _ => Kind::Ignored,
         }
     }
@@ -78,6 +81,8 @@ struct InKernel {
     shutdowns: u8,
     /// The socket is to be closed once all of them are home.
     closing: bool,
+    /// There is a socket, and it is not being closed.
+    open: bool,
 }
 
 impl InKernel {
@@ -110,6 +115,11 @@ pub struct Uring {
     shorts: Vec<Short>,
     /// Completions that came while a batch was settled and are told by the next reap.
     waiting: Vec<Completion>,
+    /// Nothing is received: see [`super::Driver::pause`].
+    paused: bool,
+    /// Slots with a receive in the kernel.
+    receiving: usize,
+    duplicates: Vec<(Slot, i32)>,
 }
 
 impl Uring {
@@ -141,6 +151,9 @@ impl Uring {
             messages: Vec::with_capacity(BATCH_MESSAGES),
             shorts: Vec::new(),
             waiting: Vec::new(),
+            paused: false,
+            receiving: 0,
+            duplicates: Vec::new(),
         })
     }
 
@@ -151,16 +164,21 @@ impl Uring {
 
     /// See [`super::Driver::adopt`].
     pub fn adopt(&mut self, slot: Slot, socket: OwnedFd) -> io::Result<()> {
+        // A ring refuses to wait for a socket in non-blocking mode, which one that comes from an epoll node is in.
+        socket2::SockRef::from(&socket).set_nonblocking(false)?;
         self.ring.submitter().register_files_update(slot, &[socket.as_raw_fd()])?;
         // From here on the socket lives in the table alone and counts against no descriptor limit.
         drop(socket);
-        self.slots[slot as usize] = InKernel::default();
-        self.receive(slot);
+        self.slots[slot as usize] = InKernel { open: true, ..InKernel::default() };
+        if !self.paused {
+            self.receive(slot);
+        }
         Ok(())
     }
 
     fn receive(&mut self, slot: Slot) {
         self.slots[slot as usize].receive = true;
+        self.receiving += 1;
         let receive = opcode::RecvMulti::new(Fixed(slot), GROUP).build();
         self.push(receive.user_data(user_data(Kind::Receive, 0, slot)));
     }
@@ -183,6 +201,7 @@ impl Uring {
                     self.push(option.flags(Flags::SKIP_SUCCESS).user_data(user_data(Kind::Ignored, 0, slot)));
                 }
                 self.slots[slot as usize].closing = true;
+                self.slots[slot as usize].open = false;
                 // Terminate, join, close: the shutdown makes the receive and the poll come home.
                 let InKernel { receive, writable, .. } = self.slots[slot as usize];
                 if receive || writable {
@@ -191,7 +210,82 @@ impl Uring {
                     self.close_when_home(slot);
                 }
             }
+            Order::Forget(slot) => {
+                self.slots[slot as usize].closing = true;
+                self.slots[slot as usize].open = false;
+                // Not shut down: that would end the stream for the other process too.
+                let InKernel { receive, writable, .. } = self.slots[slot as usize];
+                if receive {
+                    self.cancel(Kind::Receive, slot);
+                }
+                if writable {
+                    self.cancel(Kind::Writable, slot);
+                }
+                self.close_when_home(slot);
+            }
         }
+    }
+
+    fn cancel(&mut self, kind: Kind, slot: Slot) {
+        let cancel = opcode::AsyncCancel::new(user_data(kind, 0, slot)).build();
+        self.push(cancel.flags(Flags::SKIP_SUCCESS).user_data(user_data(Kind::Ignored, 0, slot)));
+    }
+
+    /// See [`super::Driver::pause`].
+    pub fn pause(&mut self) {
+        self.paused = true;
+        for slot in 0..self.slots.len() as Slot {
+            if self.slots[slot as usize].receive && !self.slots[slot as usize].closing {
+                self.cancel(Kind::Receive, slot);
+            }
+        }
+    }
+
+    /// See [`super::Driver::resume`].
+    pub fn resume(&mut self) {
+        self.paused = false;
+        for slot in 0..self.slots.len() as Slot {
+            // A receive that is still being cancelled begins anew when it comes home.
+            if self.slots[slot as usize].open && !self.slots[slot as usize].receive {
+                self.receive(slot);
+            }
+        }
+    }
+
+    /// See [`super::Driver::receiving`].
+    pub fn receiving(&self) -> usize {
+        self.receiving
+    }
+
+    /// See [`super::Driver::duplicate`].
+    pub fn duplicate(&mut self, slots: &[Slot]) -> io::Result<Vec<OwnedFd>> {
+        for &slot in slots {
+            let install = opcode::FixedFdInstall::new(Fixed(slot), 0).build();
+            self.push(install.user_data(user_data(Kind::Duplicate, 0, slot)));
+        }
+        while self.duplicates.len() < slots.len() {
+            match self.ring.submit_and_wait(1) {
+                Ok(_) => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR)) => {}
+                Err(error) => panic!("io_uring_enter on a ring of our own: {error}"),
+            }
+            self.collect();
+        }
+        let mut made: Vec<(Slot, io::Result<OwnedFd>)> = self
+            .duplicates
+            .drain(..)
+            .map(|(slot, result)| match result {
+                // SAFETY: the kernel has just made the descriptor for this process; nobody else knows it.
+                fd @ 0.. => (slot, Ok(unsafe { OwnedFd::from_raw_fd(fd) })),
+                error => (slot, Err(io::Error::from_raw_os_error(-error))),
+            })
+            .collect();
+        // Told in any order, and wanted in that of the slots.
+        let take = |&slot: &Slot| {
+            let at = made.iter().position(|(of, _)| *of == slot).expect("one for each slot");
+            made.swap_remove(at).1
+        };
+        slots.iter().map(take).collect()
     }
 
     fn shut(&mut self, slot: Slot, how: i32) {
@@ -236,7 +330,7 @@ impl Uring {
 
     /// Sorts what has completed into short sends and the rest.
     fn collect(&mut self) {
-        let Self { ring, shorts, waiting, .. } = self;
+        let Self { ring, shorts, waiting, duplicates, .. } = self;
         for entry in ring.completion() {
             let entry = Completion { data: entry.user_data(), result: entry.result(), flags: entry.flags() };
             match entry.kind() {
@@ -250,6 +344,7 @@ impl Uring {
                     },
                 }),
                 Kind::Ignored => {}
+                Kind::Duplicate => duplicates.push((entry.slot(), entry.result)),
                 Kind::Receive | Kind::Writable | Kind::Shutdown | Kind::Close => waiting.push(entry),
             }
         }
@@ -286,7 +381,7 @@ impl Uring {
                     self.slots[slot as usize] = InKernel::default();
                     on(Event::Gone(slot));
                 }
-                Kind::Send | Kind::Ignored => {}
+                Kind::Send | Kind::Duplicate | Kind::Ignored => {}
             }
         }
         // Re-armed receives may have put new completions there meanwhile; the memory is kept either way.
@@ -307,11 +402,14 @@ impl Uring {
             return;
         }
         self.slots[slot as usize].receive = false;
+        self.receiving -= 1;
         if closing {
             self.close_when_home(slot);
-        } else if result > 0 || result == -libc::ENOBUFS {
-            // The multishot receive stopped for want of a buffer or of room: it goes on.
-            self.receive(slot);
+        } else if result > 0 || matches!(-result, libc::ENOBUFS | libc::ECANCELED) {
+            // The multishot receive stopped for want of a buffer or of room, or was stopped: it goes on, or will.
+            if !self.paused {
+                self.receive(slot);
+            }
         } else {
             on(Event::Ended(slot));
         }

@@ -4,7 +4,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use monoio::net::TcpStream;
 use monoio::time::Instant;
 
 use super::origin::Origin;
@@ -13,6 +12,7 @@ use super::routes::{self, Route};
 use super::transport::{Ended, Transport};
 use super::{Entrance, NodeView, poll, publish, stream};
 use crate::log::position::CursorEntry;
+use crate::shard::handover::Request;
 use crate::shard::poll::Poll;
 use crate::wire::http1::{self, AllowOrigin, BodyDecoder, Framing, Head, ResponseWriter, Status};
 
@@ -38,36 +38,73 @@ enum Broken {
     Gone,
     /// It is answered, and the connection is of no use after it.
     Refused(Reply),
+    /// The shard leaves; these bytes of the message were used already and are to be read again.
+    Parked(Vec<u8>),
 }
 
-/// Serves one connection.
-pub(super) async fn run<E: Entrance>(stream: TcpStream, entrance: &E, node: &Rc<NodeView>) {
+/// Serves one connection. Returns it when all that is left is to wait for its client to close.
+pub(super) async fn run<E: Entrance>(
+    mut transport: Transport,
+    begun: Option<Request>,
+    entrance: &E,
+    node: &Rc<NodeView>,
+) -> Option<Transport> {
     let limits = &node.settings.limits;
-    let mut transport = Transport::new(stream);
     // A client that has just connected has something to say; one that was answered may have nothing for a while.
     let mut patience = limits.head_time;
+    let (mut invited, mut left) = (false, None);
+    if let Some(Request { received, unsent, last, invited: before, left: millis }) = begun {
+        transport.restore(received);
+        let time = Duration::from_millis(millis);
+        if !unsent.is_empty() {
+            match transport.answer(unsent, Instant::now() + time.min(limits.body_time)).await {
+                Ok(()) if last => return Some(transport),
+                Ok(()) => patience = limits.keep_alive,
+                Err(Ended::Parked) => {
+                    transport.park(Vec::new(), false, last);
+                    return None;
+                }
+                Err(Ended::Closed | Ended::TimedOut) => return None,
+            }
+        } else {
+            (invited, left, patience) = (before, Some(time), limits.keep_alive);
+        }
+    }
     loop {
-        let head = match next_head(&mut transport, patience, limits.head_time).await {
+        let head = match next_head(&mut transport, patience, limits.head_time, left).await {
             Ok(head) => head,
-            Err(Broken::Gone) => return,
+            Err(Broken::Gone) => return None,
+            Err(Broken::Parked(read)) => {
+                transport.park(read, invited, false);
+                return None;
+            }
             Err(Broken::Refused(reply)) => return send_away(transport, reply, false, AllowOrigin::None, node).await,
         };
         patience = limits.keep_alive;
 
+        let (head, raw) = head;
         let head_only = head.method() == "HEAD";
         let origin = Origin::of(&head, &node.settings.allow_origins);
         let outcome = match routes::find(&head) {
             Err(reply) if head.framing() == Framing::Length(0) => Outcome::Reply(reply),
             // The body of a request that is not served is not read.
             Err(reply) => return send_away(transport, reply, head_only, origin.allow(), node).await,
-            Ok(route) => match read_body(&mut transport, &head, route, node).await {
-                Ok(body) => answer(route, &head, body, origin, entrance, node).await,
-                Err(Broken::Gone) => return,
-                Err(Broken::Refused(reply)) => {
-                    return send_away(transport, reply, head_only, origin.allow(), node).await;
+            Ok(route) => {
+                let time = left.take().map_or(limits.body_time, |left| left.min(limits.body_time));
+                match read_body(&mut transport, &head, raw, route, time, &mut invited, node).await {
+                    Ok(body) => answer(route, &head, body, origin, entrance, node).await,
+                    Err(Broken::Gone) => return None,
+                    Err(Broken::Parked(read)) => {
+                        transport.park(read, invited, false);
+                        return None;
+                    }
+                    Err(Broken::Refused(reply)) => {
+                        return send_away(transport, reply, head_only, origin.allow(), node).await;
+                    }
                 }
-            },
+            }
         };
+        (invited, left) = (false, None);
         let (status, response, again) = match outcome {
             Outcome::Reply(reply) => {
                 let status = reply.status;
@@ -78,48 +115,79 @@ pub(super) async fn run<E: Entrance>(stream: TcpStream, entrance: &E, node: &Rc<
             Outcome::Sse { channels, resume, head } => {
                 node.metrics.count_response(Status::Ok.code());
                 let (socket, _) = transport.into_socket();
-                return entrance.establish_sse(socket, channels, resume, head);
+                entrance.establish_sse(socket, channels, resume, head);
+                return None;
             }
             Outcome::WebSocket { place, head } => {
                 node.metrics.count_response(Status::SwitchingProtocols.code());
                 let (socket, early) = transport.into_socket();
-                return entrance.establish_websocket(socket, place, head, early.into());
+                entrance.establish_websocket(socket, place, head, early.into());
+                return None;
             }
             Outcome::Poll { channels, poll } => {
                 // Its answer closes the connection, so what came behind the request is not served.
                 let (socket, _) = transport.into_socket();
-                return entrance.establish_poll(socket, channels, poll);
+                entrance.establish_poll(socket, channels, poll);
+                return None;
             }
         };
         node.metrics.count_response(status.code());
-        if transport.send(response, Instant::now() + limits.body_time).await.is_err() {
-            return;
+        if !respond(&mut transport, response, limits.body_time).await.ok()? {
+            transport.park(Vec::new(), false, !again);
+            return None;
         }
         if !again {
-            return transport.linger().await;
+            return Some(transport);
         }
+    }
+}
+
+/// Sends an answer. False when the shard leaves before it is sent whole.
+async fn respond(transport: &mut Transport, response: Vec<u8>, time: Duration) -> Result<bool, Ended> {
+    match transport.answer(response, Instant::now() + time).await {
+        Ok(()) => Ok(true),
+        Err(Ended::Parked) => Ok(false),
+        Err(ended) => Err(ended),
     }
 }
 
 /// Answers and closes.
-async fn send_away(mut transport: Transport, reply: Reply, head_only: bool, allow: AllowOrigin<'_>, node: &NodeView) {
+async fn send_away(
+    mut transport: Transport,
+    reply: Reply,
+    head_only: bool,
+    allow: AllowOrigin<'_>,
+    node: &NodeView,
+) -> Option<Transport> {
     node.metrics.count_response(reply.status.code());
     let bytes = reply.render(head_only, false, allow);
-    if transport.send(bytes, Instant::now() + node.settings.limits.body_time).await.is_ok() {
-        transport.linger().await;
+    if respond(&mut transport, bytes, node.settings.limits.body_time).await.ok()? {
+        return Some(transport);
     }
+    transport.park(Vec::new(), false, true);
+    None
 }
 
-/// Reads the next request head: within `patience` its first byte, within `head_time` of that the rest.
-async fn next_head(transport: &mut Transport, patience: Duration, head_time: Duration) -> Result<Head, Broken> {
-    let mut started = false;
-    let mut deadline = Instant::now() + patience;
+/// Reads the next request head, and its bytes when a body follows: within `patience` its first byte, within `head_time` of
+/// that the rest; `left` is what is left of either for a connection that was interrupted.
+async fn next_head(
+    transport: &mut Transport,
+    patience: Duration,
+    head_time: Duration,
+    left: Option<Duration>,
+) -> Result<(Head, Vec<u8>), Broken> {
+    let mut started = !transport.received().is_empty() && left.is_some();
+    let mut deadline = Instant::now() + left.map_or(patience, |left| left.min(patience.max(head_time)));
     loop {
+        // Before a request is taken up: one that is whole already is served by whoever goes on.
+        transport.check_open(deadline).map_err(|_| Broken::Parked(Vec::new()))?;
         if !transport.received().is_empty() {
             match http1::parse_head(transport.received()) {
                 Ok(Some((head, length))) => {
+                    let body = head.framing() != Framing::Length(0);
+                    let raw = if body { transport.received()[..length].to_vec() } else { Vec::new() };
                     transport.consume(length);
-                    return Ok(head);
+                    return Ok((head, raw));
                 }
                 Ok(None) => {}
                 Err(error) => return Err(Broken::Refused(Reply::error(error.status(), error))),
@@ -131,16 +199,21 @@ async fn next_head(transport: &mut Transport, patience: Duration, head_time: Dur
         match transport.fill(deadline).await {
             Ok(()) => {}
             Err(Ended::TimedOut) if started => return Err(too_slow("head", head_time)),
-            Err(_) => return Err(Broken::Gone),
+            Err(Ended::Parked) => return Err(Broken::Parked(Vec::new())),
+            Err(Ended::Closed | Ended::TimedOut) => return Err(Broken::Gone),
         }
     }
 }
 
-/// Reads a request's body, within `body_time`.
+/// Reads a request's body, within `time`. `raw` is the request's head as it came, and `invited` whether the client was told to
+/// send its body.
 async fn read_body(
     transport: &mut Transport,
     head: &Head,
+    raw: Vec<u8>,
     route: Route<'_>,
+    time: Duration,
+    invited: &mut bool,
     node: &NodeView,
 ) -> Result<Vec<u8>, Broken> {
     let limits = &node.settings.limits;
@@ -148,8 +221,8 @@ async fn read_body(
     let most = if matches!(route, Route::Publish(_)) { limits.publication_bytes } else { limits.body_bytes };
     let mut decoder = BodyDecoder::new(head.framing(), most).map_err(refuse)?;
     let mut body = Vec::new();
-    let deadline = Instant::now() + limits.body_time;
-    let mut waits = head.expects_continue();
+    let deadline = Instant::now() + time;
+    let mut waits = head.expects_continue() && !*invited;
     loop {
         let used = decoder.feed(transport.received(), &mut body).map_err(refuse)?;
         transport.consume(used);
@@ -161,11 +234,17 @@ async fn read_body(
             let mut invitation = Vec::new();
             ResponseWriter::new(&mut invitation, Status::Continue).end();
             transport.send(invitation, deadline).await.map_err(|_| Broken::Gone)?;
+            *invited = true;
         }
         match transport.fill(deadline).await {
             Ok(()) => {}
             Err(Ended::TimedOut) => return Err(too_slow("body", limits.body_time)),
             Err(Ended::Closed) => return Err(Broken::Gone),
+            Err(Ended::Parked) => {
+                let mut read = raw;
+                decoder.restate(head.framing(), &body, &mut read);
+                return Err(Broken::Parked(read));
+            }
         }
     }
 }

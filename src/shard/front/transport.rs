@@ -3,12 +3,14 @@
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
 
-use monoio::buf::IoBufMut;
-use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt};
+use monoio::buf::{IoBuf, IoBufMut};
+use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, CancelableAsyncReadRent, CancelableAsyncWriteRent};
 use monoio::net::TcpStream;
 use monoio::time::{Instant, timeout_at};
 
+use super::parking::{Parked, Parking};
 use crate::limits::{FRONT_READ_BYTES, LINGER_CLOSE_BYTES, LINGER_CLOSE_MILLIS};
+use crate::shard::handover::Request;
 
 /// Why a read or write is the last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +19,8 @@ pub(super) enum Ended {
     Closed,
     /// The deadline passed. The operation was cancelled; what it read is lost.
     TimedOut,
+    /// The shard leaves: the connection is to be parked. Nothing is lost and nothing is under way.
+    Parked,
 }
 
 /// A connection and what was received on it and not used yet.
@@ -24,11 +28,38 @@ pub(super) enum Ended {
 pub(super) struct Transport {
     stream: TcpStream,
     buffer: Vec<u8>,
+    parking: Parking,
+    /// Where it is, for whoever goes on with it when it is parked.
+    at: Request,
 }
 
 impl Transport {
-    pub(super) fn new(stream: TcpStream) -> Self {
-        Self { stream, buffer: Vec::new() }
+    pub(super) fn new(stream: TcpStream, parking: Parking) -> Self {
+        Self { stream, buffer: Vec::new(), parking, at: Request::default() }
+    }
+
+    /// Puts what another process, or this one before, has read and not used in front of what is read.
+    pub(super) fn restore(&mut self, received: Vec<u8>) {
+        self.buffer = received;
+    }
+
+    /// Fails when the shard leaves; `deadline` is that of what is interrupted.
+    pub(super) fn check_open(&mut self, deadline: Instant) -> Result<(), Ended> {
+        if self.parking.is_open() { Ok(()) } else { Err(self.interrupted(deadline)) }
+    }
+
+    fn interrupted(&mut self, deadline: Instant) -> Ended {
+        self.at.left = deadline.saturating_duration_since(Instant::now()).as_millis() as u64;
+        Ended::Parked
+    }
+
+    /// Parks the connection. `read` is what was used of a request that is not whole, as it is to be read again.
+    pub(super) fn park(self, mut read: Vec<u8>, invited: bool, last: bool) {
+        read.extend_from_slice(&self.buffer);
+        let request = Request { received: read, invited, last, ..self.at };
+        // SAFETY: `into_raw_fd` gives up ownership of an open descriptor; nobody else has it.
+        let socket = unsafe { OwnedFd::from_raw_fd(self.stream.into_raw_fd()) };
+        self.parking.park(Parked { socket, request });
     }
 
     /// What was received and not used yet.
@@ -46,14 +77,36 @@ impl Transport {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.reserve(FRONT_READ_BYTES);
         let (start, end) = (buffer.len(), buffer.capacity());
-        let Ok((result, buffer)) = timeout_at(deadline, self.stream.read(buffer.slice_mut(start..end))).await else {
+        let read = self.stream.cancelable_read(buffer.slice_mut(start..end), self.parking.handle());
+        let Ok((result, buffer)) = timeout_at(deadline, read).await else {
             return Err(Ended::TimedOut);
         };
         self.buffer = buffer.into_inner();
         match result {
+            Ok(1..) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => Err(self.interrupted(deadline)),
             Ok(0) | Err(_) => Err(Ended::Closed),
-            Ok(_) => Ok(()),
         }
+    }
+
+    /// Writes an answer. What is left of it when the shard leaves is kept for whoever goes on.
+    pub(super) async fn answer(&mut self, bytes: Vec<u8>, deadline: Instant) -> Result<(), Ended> {
+        let (mut bytes, mut sent) = (bytes, 0);
+        while sent < bytes.len() {
+            let end = bytes.len();
+            let write = self.stream.cancelable_write(bytes.slice(sent..end), self.parking.handle());
+            let Ok((result, slice)) = timeout_at(deadline, write).await else { return Err(Ended::TimedOut) };
+            bytes = slice.into_inner();
+            match result {
+                Ok(written @ 1..) => sent += written,
+                Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => {
+                    self.at.unsent = bytes.split_off(sent);
+                    return Err(self.interrupted(deadline));
+                }
+                Ok(0) | Err(_) => return Err(Ended::Closed),
+            }
+        }
+        Ok(())
     }
 
     /// Writes all of `bytes`.
@@ -74,11 +127,11 @@ impl Transport {
         let deadline = Instant::now() + Duration::from_millis(LINGER_CLOSE_MILLIS);
         let mut read_over = 0;
         while read_over < LINGER_CLOSE_BYTES {
-            self.buffer.clear();
-            if self.fill(deadline).await.is_err() {
-                return;
+            let buffer = Vec::with_capacity(FRONT_READ_BYTES);
+            match timeout_at(deadline, self.stream.read(buffer)).await {
+                Ok((Ok(read @ 1..), _)) => read_over += read,
+                Ok((Ok(0) | Err(_), _)) | Err(_) => return,
             }
-            read_over += self.buffer.len();
         }
     }
 

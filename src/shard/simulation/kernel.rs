@@ -123,6 +123,30 @@ impl Kernel {
         id
     }
 
+    /// The sockets of a shard that leaves, by its slots.
+    pub fn give_away(&mut self, slots: &[Slot]) -> Vec<SocketId> {
+        let take = |&slot: &Slot| {
+            let id = self.slots[slot as usize].take().expect("a socket to give away");
+            self.sockets[id].awaits_writable = false;
+            // Whoever goes on is told again.
+            self.sockets[id].told = false;
+            id
+        };
+        let sockets = slots.iter().map(take).collect();
+        assert!(self.slots.iter().all(Option::is_none), "a socket stays behind");
+        sockets
+    }
+
+    /// Another shard goes on with a socket.
+    pub fn take_over(&mut self, slot: Slot, id: SocketId) {
+        let slot = slot as usize;
+        if self.slots.len() <= slot {
+            self.slots.resize(slot + 1, None);
+        }
+        assert_eq!(self.slots[slot], None, "slot {slot} is still in use");
+        self.slots[slot] = Some(id);
+    }
+
     /// The client reads at most `most` bytes.
     pub fn read(&mut self, id: SocketId, most: usize, into: &mut Vec<u8>) -> Read {
         let socket = &mut self.sockets[id];
@@ -186,7 +210,8 @@ impl Kernel {
 
     /// Carries out an order of the shard.
     pub fn order(&mut self, order: Order) {
-        let (Order::AwaitWritable(slot) | Order::HalfClose(slot) | Order::Close { slot, .. }) = order;
+        let (Order::AwaitWritable(slot) | Order::HalfClose(slot) | Order::Close { slot, .. } | Order::Forget(slot)) =
+            order;
         let id = self.slots[slot as usize].expect("an order for a socket that is not there");
         let socket = &mut self.sockets[id];
         // An order given before the close in the same turn finds the socket still open.
@@ -202,6 +227,7 @@ impl Kernel {
                 socket.aborted = abort;
                 self.trace.event("closed", slot, abort);
             }
+            Order::Forget(_) => unreachable!("a core that has left is not asked any more"),
         }
     }
 

@@ -33,9 +33,13 @@ pub struct Channel {
     log: Vec<Arc<Frame>>,
     /// Position after the last of them.
     position: Position,
+    /// Position before the first of them.
+    base: Position,
     interest: Interest,
     /// Frames of `log` that the shard was given.
     fed: usize,
+    /// Those that it was given as history.
+    since: usize,
     /// The mailbox was full when the next of them was due.
     missed: bool,
 }
@@ -63,8 +67,10 @@ impl Relay {
                 blocks: ChannelBlocks::default(),
                 log: Vec::new(),
                 position: Position { epoch, offset: 0 },
+                base: Position { epoch, offset: 0 },
                 interest: Interest::None,
                 fed: 0,
+                since: 0,
                 missed: false,
             }
         });
@@ -124,6 +130,42 @@ impl Relay {
             }
             ToRelay::History { .. } => unreachable!("no connection asks the relay for history"),
         }
+    }
+
+    /// The shard leaves: what it was told last is in its mailbox no more. The channels that were live.
+    pub fn leave(&mut self) -> Vec<Arc<str>> {
+        assert!(self.mailbox.is_empty(), "the shard has read everything");
+        let mut live = Vec::new();
+        for channel in &mut self.channels {
+            if let Interest::Live(_) = std::mem::replace(&mut channel.interest, Interest::None) {
+                live.push(channel.truth.name.clone());
+            }
+        }
+        live
+    }
+
+    /// Makes a channel live for the shard that goes on, from what the node had some time before the other one left: a history,
+    /// and then everything since.
+    pub fn seed(&mut self, name: &str, local: LocalChannel) -> Vec<ToShard> {
+        let Self { channels, random, .. } = self;
+        let channel = channels.iter_mut().find(|channel| *channel.truth.name == *name).expect("a channel");
+        channel.interest = Interest::Live(local);
+        channel.missed = false;
+        // From some time of the other shard's life: what it has not had, or had as news, is told as news, and what took no
+        // offset is no history.
+        let until = random.within(channel.since..=channel.fed);
+        channel.fed = channel.log.len();
+        channel.since = channel.fed;
+        let kept = |frame: &&Arc<Frame>| frame.kind == FrameKind::Publication;
+        // No history goes across a gap.
+        let gap = channel.log[..until].iter().rposition(|frame| frame.kind == FrameKind::Gap);
+        let from = random.within(gap.map_or(0, |gap| gap + 1)..=until);
+        let frames = channel.log[from..until].iter().filter(kept).cloned().collect();
+        let position = until.checked_sub(1).map_or(channel.base, |last| channel.log[last].position);
+        let live = ToShard::Live { channel: local, position, frames };
+        let news =
+            channel.log[until..].iter().map(|frame| ToShard::Publication { channel: local, frame: frame.clone() });
+        std::iter::once(live).chain(news).collect()
     }
 
     /// Whether the shard has been told everything.
@@ -226,6 +268,7 @@ impl Relay {
                 self.trace.event("live", index as u64, frames.len() as u64);
                 self.mailbox.push_back(ToShard::Live { channel: local, position: channel.position, frames });
                 channel.fed = channel.log.len();
+                channel.since = channel.fed;
                 channel.missed = false;
                 channel.interest = Interest::Live(local);
             }
@@ -253,6 +296,7 @@ impl Relay {
         }
         channel.received = channel.truth.records.len();
         channel.position = channel.truth.position();
+        channel.base = channel.position;
     }
 
     /// Posts what the shard does not have yet, as far as its mailbox has room.

@@ -1,5 +1,7 @@
 //! One simulated world: a shard between a relay and clients, from its first turn to its stop.
 
+mod handover;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -179,6 +181,9 @@ impl World {
             for _ in 0..self.plan.turns {
                 self.storm();
                 self.turn();
+                if self.random.once_in(8) {
+                    self.hand_over();
+                }
             }
             self.set_calm(true);
             if round == self.plan.rounds && self.random.once_in(4) {

@@ -89,6 +89,34 @@ impl BodyDecoder {
         self.state == State::Done
     }
 
+    /// Writes what a reader of the same message has to be given before the rest of it to be where this one is, `body` being
+    /// what this one has read.
+    pub fn restate(&self, framing: Framing, body: &[u8], out: &mut Vec<u8>) {
+        if framing != Framing::Chunked {
+            out.extend_from_slice(body);
+            return;
+        }
+        let chunk = |length: usize, out: &mut Vec<u8>| {
+            if length > 0 {
+                out.extend_from_slice(format!("{length:x}\r\n").as_bytes());
+            }
+            out.extend_from_slice(body);
+        };
+        match self.state {
+            State::Chunk(left) => chunk(body.len() + left, out),
+            State::ChunkEnd => chunk(body.len(), out),
+            State::Size | State::Trailer(_) | State::Plain(_) | State::Open | State::Done => {
+                chunk(body.len(), out);
+                if !body.is_empty() {
+                    out.extend_from_slice(b"\r\n");
+                }
+                if matches!(self.state, State::Trailer(_)) {
+                    out.extend_from_slice(b"0\r\n");
+                }
+            }
+        }
+    }
+
     /// Appends the body's bytes to `out` and returns how much of `input` was used. What was not used belongs to an
     /// unfinished line, and comes again with more behind it, or to the next message.
     ///
@@ -209,6 +237,23 @@ mod tests {
             assert_eq!((&body[..], &left[..]), (&b"helloNEXT"[..], &b""[..]));
         }
         assert_eq!(decode(Framing::Length(0), 0, b"NEXT", 4).unwrap().1, b"NEXT");
+    }
+
+    #[test]
+    fn a_body_goes_on_with_another_reader_from_any_cut() {
+        let chunked = b"4\r\nwiki\r\n5;name=\"v\"\r\npedia\r\n0\r\nTrailer: x\r\n\r\n";
+        for (framing, input) in [(Framing::Chunked, &chunked[..]), (Framing::Length(9), b"wikipedia")] {
+            for cut in 0..input.len() {
+                let mut first = BodyDecoder::new(framing, 9).unwrap();
+                let mut body = Vec::new();
+                let used = first.feed(&input[..cut], &mut body).unwrap();
+                let mut restated = Vec::new();
+                first.restate(framing, &body, &mut restated);
+                restated.extend_from_slice(&input[used..]);
+                let (body, left) = decode(framing, 9, &restated, 1).unwrap();
+                assert_eq!((&body[..], &left[..]), (&b"wikipedia"[..], &b""[..]), "cut at {cut}");
+            }
+        }
     }
 
     #[test]

@@ -6,6 +6,10 @@
 #[cfg(test)]
 mod tests;
 
+mod held;
+
+pub use held::Held;
+
 use std::borrow::Cow;
 
 use super::header::{FrameHeader, Peer};

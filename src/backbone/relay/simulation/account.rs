@@ -48,6 +48,8 @@ impl World<'_> {
                 expected.beat = now;
                 self.backbone().beat(now);
             }
+            // The simulated node follows nobody.
+            BackboneEvent::PredecessorBeat(_) => {}
             BackboneEvent::Overrun => {
                 expected.overruns += 1;
                 self.trace.event("overrun", 0u64, 0u64);

@@ -105,7 +105,8 @@ fn check_channel(relay: &Relay, name: Name, channel: &Channel, interests: &Inter
             let waits = matches!(relay.waiting.get(&ticket), Some(Waiting::Recovery(other)) if *other == name);
             waits && subscribes + reads + retries == 0
         }
-        Phase::Live => subscribes + reads + retries == 0,
+        // Live and, in a process that takes over, Following.
+        Phase::Live | Phase::Following => subscribes + reads + retries == 0,
     };
     must!(right, "{called} in {:?}: {subscribes} subscribes, {reads} reads, {retries} retries wait", channel.phase);
     must!(relay.connected || due(Phase::Wanted), "{called} in {:?} without a connection", channel.phase);

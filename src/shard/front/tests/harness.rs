@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
-use super::super::{Entrance, NodeView, serve};
+use super::super::{Entrance, NodeView, Parking, serve};
 use crate::log::position::{CursorEntry, Epoch, Position};
 use crate::metrics::ShardMetrics;
 use crate::settings::Settings;
 use crate::shard::gate::OpenError;
-use crate::shard::mailbox::{Publish, RequestError};
+use crate::shard::mailbox::{Mailbox, Publish, RequestError};
 use crate::shard::poll::{Answer, Poll};
 use crate::shard::start::NodeReport;
 use crate::wire::http1::{BodyDecoder, ResponseHead, parse_response_head};
@@ -188,7 +188,8 @@ impl Server {
         let front = async move |entrance: FakeShard, view: NodeView| {
             let listener = monoio::net::TcpListener::bind("127.0.0.1:0").unwrap();
             tell.send(listener.local_addr().unwrap()).unwrap();
-            serve(listener, entrance, Rc::new(view)).await;
+            let parking = Parking::new(Arc::new(Mailbox::new().unwrap()), true);
+            serve(listener, entrance, Rc::new(view), parking).await;
         };
         std::thread::spawn(move || match driver {
             Driver::Uring => {

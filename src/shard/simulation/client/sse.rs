@@ -111,18 +111,21 @@ impl Stream {
         }
     }
 
-    /// The position before any event.
+    /// The position before any event, or after a hand-over that a place was lost in.
     fn start(&mut self, id: &str, channels: &[usize], views: &mut [View], relay: &Relay) {
-        assert!(!self.started, "a position after the first");
-        self.started = true;
+        let first = !std::mem::replace(&mut self.started, true);
+        assert!(first || !self.refused.is_empty(), "a position after the first");
         for (entry, &channel) in entries_of(id, channels, relay).iter().zip(channels) {
             let (view, of) = (&mut views[channel], &relay.channels[channel]);
             if view.position.is_none() || self.refused.contains(&channel) {
                 view.jump(&of.truth, of.received, entry.position);
             }
             assert_eq!(view.position, Some(entry.position), "resumed elsewhere than asked");
-            view.resume(of.received);
+            if first {
+                view.resume(of.received);
+            }
         }
+        self.refused.clear();
     }
 }
 

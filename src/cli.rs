@@ -25,6 +25,12 @@ pub enum Command {
     Serve(ServeArgs),
     /// Check a configuration: print what would be in force, or everything that is wrong.
     Check(CheckArgs),
+    /// Have a running node send its clients elsewhere at an even pace, and end.
+    Drain(OperateArgs),
+    /// Have a running node hand over its connections to a new process of the program as it is now.
+    Upgrade(OperateArgs),
+    /// Say where a running node is in its life, and with how many connections.
+    Status(OperateArgs),
     /// Follow channels and print what arrives.
     Subscribe(weir::client::subscribe::Args),
     /// Publish into a channel.
@@ -74,6 +80,31 @@ pub struct CheckArgs {
     /// Print an example file with every key, its meaning and its default instead.
     #[arg(long, conflicts_with = "set")]
     pub example: bool,
+}
+
+/// Flags of the commands to a running node.
+#[derive(Debug, Args)]
+pub struct OperateArgs {
+    /// The configuration file of the node.
+    #[arg(long, value_name = "FILE", env = "WEIR_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where it listens: the port names the socket where it takes commands.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// Where it takes commands: unix:/path or an address of loopback.
+    #[arg(long, value_name = "PLACE")]
+    admin: Option<String>,
+}
+
+impl OperateArgs {
+    /// Where the node takes commands, if it was said, and the sources of its configuration.
+    pub fn into_parts(self) -> (Option<String>, (Option<PathBuf>, Overrides)) {
+        let mut overrides = Overrides::default();
+        if let Some(listen) = self.listen {
+            overrides.set("--listen", "listen", listen);
+        }
+        (self.admin, (self.config, overrides))
+    }
 }
 
 impl ServeArgs {

@@ -57,6 +57,7 @@ pub mod shard {
     pub mod connection;
     pub mod core;
     pub mod disconnect;
+    mod dismissal;
     pub mod drain;
     pub mod driver;
     pub mod engine;
@@ -87,11 +88,13 @@ pub mod backbone {
 
 /// Configuration, start and stop of a node.
 pub mod control {
+    pub mod admin;
     pub mod clock;
     pub mod config;
     pub mod handover;
     pub mod host;
     pub mod node;
+    pub mod notify;
     pub mod parts;
     pub mod signals;
 }

@@ -249,7 +249,19 @@ pub const INTERVAL_MILLIS_MOST: u64 = 3_600_000;
 /// Connections that may wait to be accepted, a shard; the kernel cuts it to `net.core.somaxconn` (4,096 by default).
 pub const ACCEPT_BACKLOG: i32 = 4_096;
 
-/// Milliseconds from the signal to stop until the process ends in any case: longer than a client has to read its parting
+/// Milliseconds over which a drain spreads the parting words: at 50,000 connections some 800 a second come to the other
+/// nodes, a small part of what one of them takes in.
+pub const DRAIN_WINDOW_MILLIS: u64 = 60_000;
+/// Milliseconds a node is not ready before a drain begins: longer than the interval of a balancer's checks, 5 s as a rule.
+pub const DRAIN_UNREADY_MILLIS: u64 = 10_000;
+/// The window of a drain that was hastened: somebody waits for its end.
+pub const DRAIN_HASTENED_MILLIS: u64 = 2_000;
+/// Milliseconds until a command is answered: the longest is an upgrade, whose steps have bounds of their own below it.
+pub const ADMIN_ANSWER_MILLIS: u64 = 120_000;
+/// Milliseconds that somebody who is to be parted from waits for what is due to others, when a turn cannot do it all.
+pub const DISMISSAL_PATIENCE_MILLIS: u64 = 1_000;
+
+/// Milliseconds from the last parting words until the process ends in any case: longer than a client has to read its parting
 /// words, shorter than what service managers wait before they kill (systemd 90 s, Kubernetes 30 s).
 pub const STOP_MILLIS: u64 = 10_000;
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
+use weir::control::admin::{FORMS, Place, client};
 use weir::control::config::{self, ConfigErrors, Loaded, Overrides};
 use weir::control::handover::process;
 use weir::control::handover::taking::{Inheritance, TakeError};
@@ -17,7 +18,7 @@ use weir::settings::{LogConfig, LogFormat, Settings};
 
 mod cli;
 
-use cli::{CheckArgs, Cli, Command};
+use cli::{CheckArgs, Cli, Command, OperateArgs};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -25,6 +26,9 @@ fn main() -> ExitCode {
         None => serve(cli.serve.into_sources()),
         Some(Command::Serve(args)) => serve(args.into_sources()),
         Some(Command::Check(args)) => check(args),
+        Some(Command::Drain(args)) => operate(args, "/admin/drain"),
+        Some(Command::Upgrade(args)) => operate(args, "/admin/upgrade"),
+        Some(Command::Status(args)) => operate(args, "/admin/status"),
         Some(Command::Subscribe(args)) => weir::client::subscribe::run(args),
         Some(Command::Publish(args)) => weir::client::publish::run(args),
         Some(Command::Bench(args)) => weir::client::bench::run(args),
@@ -47,6 +51,31 @@ fn check(args: CheckArgs) -> ExitCode {
         Ok(loaded) => print(&loaded.to_toml()),
         Err(errors) => {
             eprintln!("{errors}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Asks a running node to do something, and prints what it says.
+fn operate(args: OperateArgs, path: &str) -> ExitCode {
+    let (place, sources) = args.into_parts();
+    let settings = match load(sources) {
+        Ok(loaded) => loaded.settings,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let text = place.unwrap_or(settings.admin.listen);
+    let Some(place) = Place::find(&text, settings.listen.port()) else {
+        eprintln!("--admin {text} is not allowed; allowed: {FORMS}");
+        return ExitCode::FAILURE;
+    };
+    let method = if path == "/admin/status" { "GET" } else { "POST" };
+    match client::ask(&place, method, path) {
+        Ok(answer) => print(&format!("{answer:#}\n")),
+        Err(error) => {
+            eprintln!("{error}");
             ExitCode::FAILURE
         }
     }
@@ -79,10 +108,12 @@ fn serve(sources: (Option<PathBuf>, Overrides)) -> ExitCode {
 fn run(settings: Settings) -> Result<(), NodeError> {
     let signals = Signals::block().map_err(|source| NodeError::Resource { what: "a signal descriptor", source })?;
     let mut inheritance = inherited()?;
+    let mut succeeds = false;
     let node = Node::start_after(inheritance.as_mut(), settings, parts::of);
-    let node = match (node, inheritance) {
+    let mut node = match (node, inheritance) {
         (Ok(mut node), Some(inheritance)) => {
             node.take_over(inheritance)?;
+            succeeds = true;
             node
         }
         (Err(error), Some(inheritance)) => {
@@ -91,6 +122,7 @@ fn run(settings: Settings) -> Result<(), NodeError> {
         }
         (node, None) => node?,
     };
+    node.take_commands(succeeds)?;
     tracing::info!(address = %node.address(), version = env!("CARGO_PKG_VERSION"), "listening");
     if std::io::stdout().is_terminal() {
         print(&where_to_look(node.address()));

@@ -227,9 +227,14 @@ impl ShardRecorder {
     }
 }
 
+/// Where a node is in its life, in order.
+pub const PHASES: [&str; 4] = ["serving", "unready", "draining", "stopping"];
+
 /// What the node knows besides its shards, taken at the moment of rendering.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeSnapshot {
+    /// Where the node is in its life: 1 for one of [`PHASES`].
+    pub phase: [u64; PHASES.len()],
     /// Whether the node takes traffic.
     pub ready: bool,
     /// Descriptors the process may open.

@@ -33,6 +33,10 @@ pub struct Settings {
     pub poll: PollConfig,
     /// What one client may ask for.
     pub limits: ClientLimits,
+    /// How the node ends.
+    pub drain: DrainConfig,
+    /// Where the operator connects; see [`crate::control::admin`].
+    pub admin: AdminConfig,
     /// How long a channel's backbone subscription outlives its last local subscriber.
     pub linger: Duration,
     /// Logging.
@@ -120,6 +124,22 @@ pub struct ClientLimits {
     pub keep_alive: Duration,
 }
 
+/// How the node ends.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DrainConfig {
+    /// How long it is not ready before anybody is told to go.
+    pub unready: Duration,
+    /// How long telling everybody takes.
+    pub window: Duration,
+}
+
+/// Where the operator connects.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdminConfig {
+    /// `auto`, `off`, `unix:/path` or an address of loopback.
+    pub listen: String,
+}
+
 /// Logging.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LogConfig {
@@ -189,6 +209,11 @@ impl Default for Settings {
                 body_time: Duration::from_millis(limits::REQUEST_BODY_MILLIS),
                 keep_alive: Duration::from_millis(limits::KEEP_ALIVE_MILLIS),
             },
+            drain: DrainConfig {
+                unready: Duration::from_millis(limits::DRAIN_UNREADY_MILLIS),
+                window: Duration::from_millis(limits::DRAIN_WINDOW_MILLIS),
+            },
+            admin: AdminConfig { listen: "auto".into() },
             linger: Duration::from_millis(limits::LINGER_MILLIS),
             log: LogConfig { filter: "info".into(), format: LogFormat::Text },
             allow_origins: vec!["*".into()],

@@ -43,6 +43,7 @@ mod browser;
 mod centrifuge;
 mod commands;
 mod delivery;
+mod drain;
 mod drivers;
 mod faults;
 mod harness;

@@ -105,6 +105,7 @@ async fn serve(
 ) {
     let mut stopping: Option<Micros> = None;
     loop {
+        relay.status.turns.add(1);
         let sleep = relay.next_wake().saturating_sub(clock());
         tokio::select! {
             biased;

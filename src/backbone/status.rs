@@ -33,6 +33,8 @@ pub struct BackboneStatus {
     clock: fn() -> Micros,
     connected: AtomicBool,
     reason: Mutex<String>,
+    /// Times the thread looked for work: it does so at least once a heartbeat.
+    pub turns: Count,
     /// Gauge: when the connection was last made or lost, in microseconds of the node's clock.
     pub changed: Count,
     /// Gauge: when the node's last message to itself came back, in microseconds of the node's clock.
@@ -82,6 +84,7 @@ impl BackboneStatus {
             clock,
             connected: AtomicBool::new(false),
             reason: Mutex::new("not connected yet".into()),
+            turns: Count::default(),
             changed: Count::default(),
             heartbeat: Count::default(),
             heartbeat_age: Count::default(),

@@ -11,18 +11,20 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex, PoisonError, mpsc as channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::admin::{Admin, AdminError, Command, Commander, Operated, Place};
 use super::clock::monotonic_micros;
 use super::handover::Tally;
 use super::handover::process::Program;
 use super::handover::taking::{Inheritance, TakeError};
 use super::host;
+use super::notify::Notifier;
 use super::signals::Signals;
 use crate::backbone::handover::{Succession, ToBackbone};
 use crate::limits::{RELAY_REQUESTS, STOP_MILLIS};
@@ -32,8 +34,11 @@ use crate::settings::Settings;
 use crate::shard::mailbox::{Bell, Mailbox, ToRelay, ToShard};
 use crate::shard::start::{NodeReport, ShardStart};
 
+mod lifecycle;
 mod listen;
 mod upgrade;
+
+use lifecycle::{Ending, LOOK_EVERY, Phase};
 
 /// What the backbone thread reports to the node.
 pub trait BackboneReport: Send + Sync {
@@ -45,6 +50,9 @@ pub trait BackboneReport: Send + Sync {
 
     /// Fills in the metrics of the backbone.
     fn measure(&self, snapshot: &mut NodeSnapshot);
+
+    /// Grows each time the thread has looked for work, which it does at least once a second.
+    fn turns(&self) -> u64;
 }
 
 /// What the backbone thread is given. It ends when every sender of `requests` is gone.
@@ -103,6 +111,9 @@ pub enum NodeError {
         /// Its error.
         reason: String,
     },
+    /// The operator's commands cannot be taken where the configuration says.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// The process that runs already did not hand over.
     #[error(transparent)]
     Take(#[from] TakeError),
@@ -124,6 +135,12 @@ pub struct Node {
     threads: Vec<(String, Option<JoinHandle<()>>)>,
     ends: Ends,
     succession: Chain,
+    settings: Arc<Settings>,
+    ending: Ending,
+    notifier: Notifier,
+    commander: Commander,
+    commands: channel::Receiver<Command>,
+    admin: Option<Admin>,
 }
 
 /// What a node needs to have a successor.
@@ -146,7 +163,8 @@ struct NodeState {
     metrics: Metrics,
     report: Arc<dyn BackboneReport>,
     descriptor_limit: u64,
-    stopping: AtomicBool,
+    /// See [`lifecycle::Phase`].
+    phase: AtomicU8,
     /// How hand-overs ended.
     tally: Mutex<Tally>,
 }
@@ -160,8 +178,10 @@ impl NodeState {
 
 impl NodeReport for NodeState {
     fn ready(&self) -> Result<(), String> {
-        if self.stopping.load(Ordering::Relaxed) {
-            return Err("the node is stopping".into());
+        match self.phase() {
+            Phase::Serving => {}
+            Phase::Unready | Phase::Draining => return Err("the node is draining".into()),
+            Phase::Stopping => return Err("the node is stopping".into()),
         }
         self.report.ready()
     }
@@ -169,6 +189,7 @@ impl NodeReport for NodeState {
     fn metrics_text(&self) -> String {
         let tally = *self.tally();
         let mut snapshot = NodeSnapshot {
+            phase: std::array::from_fn(|phase| u64::from(phase == self.phase() as usize)),
             handovers: [tally.moved, tally.failed],
             handover_pause_micros: tally.pause,
             ready: self.ready().is_ok(),
@@ -257,7 +278,7 @@ impl Node {
             metrics: Metrics::new(shards),
             report: parts.report,
             descriptor_limit: descriptors.soft,
-            stopping: AtomicBool::new(false),
+            phase: AtomicU8::new(0),
             tally: Mutex::default(),
         });
         let (sender, receiver) = channel::channel();
@@ -275,9 +296,24 @@ impl Node {
             under_way: None,
         };
         let threads = Vec::new();
-        let mut node = Self { address, state, mailboxes, relay: Some(relay.clone()), threads, ends, succession: chain };
-
         let settings = Arc::new(settings);
+        let (commander, commands) = channel::channel();
+        let mut node = Self {
+            address,
+            state,
+            mailboxes,
+            relay: Some(relay.clone()),
+            threads,
+            succession: chain,
+            settings: Arc::clone(&settings),
+            ending: Ending::default(),
+            notifier: Notifier::new(),
+            commander: Commander { commands: commander, bell: Arc::clone(&ends.bell) },
+            commands,
+            admin: None,
+            ends,
+        };
+
         let start = BackboneStart {
             settings: Arc::clone(&settings),
             requests,
@@ -342,23 +378,49 @@ impl Node {
         Ok(())
     }
 
-    /// Runs until a signal arrives, then stops in order.
+    /// Listens for the operator's commands. `succeeds` says that a process that handed over to this one listens there.
+    ///
+    /// # Errors
+    /// When the configured place cannot be had. The place that nobody configured is done without, with a line in the log.
+    pub fn take_commands(&mut self, succeeds: bool) -> Result<(), AdminError> {
+        let listen = &self.settings.admin.listen;
+        let place = Place::parse(listen, self.address.port()).expect("the configuration checked it");
+        let node = Arc::clone(&self.state) as Arc<dyn Operated>;
+        match Admin::start(place, succeeds, self.commander.clone(), node) {
+            Ok(admin) => {
+                tracing::info!(place = %admin.place(), "commands are taken");
+                self.admin = Some(admin);
+                Ok(())
+            }
+            Err(error) if listen == "auto" => {
+                tracing::warn!(%error, "no commands are taken");
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Runs until it is told to end by a signal or a command, or hands over; then stops in order.
     ///
     /// # Errors
     /// When a thread ends by itself, with the first one's error, or as [`Node::stop`].
     pub fn run(mut self, signals: &Signals) -> Result<(), NodeError> {
+        self.notifier.ready();
         let cause = loop {
-            wait(signals, &self.ends.bell, None);
-            match signals.take() {
-                Some("SIGUSR2") => drop(self.begin_upgrade().inspect_err(|error| tracing::warn!(error, "no upgrade"))),
-                Some(signal) => {
-                    tracing::info!(signal, "stopping");
+            self.tell_service_manager();
+            wait(signals, &self.ends.bell, self.next_look());
+            if let Some(signal) = signals.take() {
+                self.on_signal(signal);
+            }
+            while let Ok(command) = self.commands.try_recv() {
+                self.on_command(command);
+            }
+            if let Some(outcome) = self.upgrade_ended() {
+                let moved = outcome.is_ok();
+                self.answer_upgrade(outcome);
+                if moved {
                     break Ok(());
                 }
-                None => {}
-            }
-            if let Some(Ok(_)) = self.upgrade_ended() {
-                break Ok(());
             }
             if let Some((thread, outcome)) = self.next_end() {
                 // A shard that has handed over may have ended before the hand-over's thread has said that it succeeded.
@@ -368,6 +430,9 @@ impl Node {
                 let reason = outcome.err().unwrap_or_else(|| "nobody asked it to".into());
                 tracing::error!(thread, reason, "a thread ended");
                 break Err(NodeError::ThreadEnded { thread, reason });
+            }
+            if self.go_on_ending() {
+                break Ok(());
             }
         };
         self.abort_upgrade();
@@ -380,8 +445,9 @@ impl Node {
     /// # Errors
     /// [`NodeError::Unfinished`], or [`NodeError::ThreadEnded`] when a thread ended with an error.
     pub fn stop(&mut self, signals: &Signals) -> Result<(), NodeError> {
-        let deadline = Instant::now() + Duration::from_millis(STOP_MILLIS);
-        self.state.stopping.store(true, Ordering::Relaxed);
+        let patience = if self.ends_at_once() { 0 } else { STOP_MILLIS };
+        let deadline = Instant::now() + Duration::from_millis(patience);
+        self.state.enter(Phase::Stopping);
         self.relay = None;
         self.succession.listeners.clear();
         let mut untold: Vec<_> = self.mailboxes.clone();
@@ -408,8 +474,10 @@ impl Node {
             if left.is_zero() || signals.take().is_some() {
                 return Err(NodeError::Unfinished(running.join(", ")));
             }
+            self.tell_service_manager();
             // A full mailbox has no bell for room: look again soon.
-            wait(signals, &self.ends.bell, Some(if untold.is_empty() { left } else { left.min(RETRY) }));
+            let most = if untold.is_empty() { LOOK_EVERY } else { RETRY };
+            wait(signals, &self.ends.bell, Some(left.min(most)));
         }
     }
 

@@ -28,6 +28,10 @@ impl BackboneReport for BackboneStatus {
         BackboneStatus::ready(self)
     }
 
+    fn turns(&self) -> u64 {
+        self.turns.get()
+    }
+
     fn measure(&self, snapshot: &mut NodeSnapshot) {
         snapshot.backbone_connected = self.connected();
         snapshot.backbone_connects = self.connects.get();

@@ -1,27 +1,64 @@
-//! The signals that stop a node, as a descriptor.
+//! The signals that a node obeys, as a descriptor.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-/// SIGTERM and SIGINT, taken off a descriptor instead of interrupting a thread.
+/// A signal that arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM: end in order.
+    Terminate,
+    /// SIGINT: end soon, somebody waits.
+    Interrupt,
+    /// SIGHUP: read the configuration again.
+    Reload,
+    /// SIGUSR2: hand over to a new process.
+    Upgrade,
+}
+
+impl Signal {
+    const ALL: [Self; 4] = [Self::Terminate, Self::Interrupt, Self::Reload, Self::Upgrade];
+
+    const fn number(self) -> libc::c_int {
+        match self {
+            Self::Terminate => libc::SIGTERM,
+            Self::Interrupt => libc::SIGINT,
+            Self::Reload => libc::SIGHUP,
+            Self::Upgrade => libc::SIGUSR2,
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Terminate => "SIGTERM",
+            Self::Interrupt => "SIGINT",
+            Self::Reload => "SIGHUP",
+            Self::Upgrade => "SIGUSR2",
+        }
+    }
+}
+
+/// Every [`Signal`], taken off a descriptor instead of interrupting a thread.
 #[derive(Debug)]
 pub struct Signals(OwnedFd);
 
 impl Signals {
-    /// Blocks both signals in this thread, and so in every thread it starts afterwards, and opens their descriptor. Call it
+    /// Blocks them in this thread, and so in every thread it starts afterwards, and opens their descriptor. Call it
     /// before the first thread is started: a thread that does not block them would die of them, and the process with it.
     ///
     /// # Errors
     /// When the process is out of descriptors.
     pub fn block() -> io::Result<Self> {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: sigemptyset initialises the set before anything reads it; both signal numbers are valid.
+        // SAFETY: sigemptyset initialises the set before anything reads it; the numbers are valid.
         let set = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
-            libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
-            libc::sigaddset(set.as_mut_ptr(), libc::SIGINT);
-            libc::sigaddset(set.as_mut_ptr(), libc::SIGUSR2);
+            for signal in Signal::ALL {
+                libc::sigaddset(set.as_mut_ptr(), signal.number());
+            }
             set.assume_init()
         };
         // SAFETY: reads an initialised set; the old mask is not asked for.
@@ -38,8 +75,8 @@ impl Signals {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// The name of a signal that arrived, if one did. Does not wait: poll the descriptor for that.
-    pub fn take(&self) -> Option<&'static str> {
+    /// A signal that arrived, if one did. Does not wait: poll the descriptor for that.
+    pub fn take(&self) -> Option<Signal> {
         let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
         let size = size_of::<libc::signalfd_siginfo>();
         // SAFETY: writes at most `size` bytes into a live local of that size.
@@ -48,12 +85,8 @@ impl Signals {
             return None;
         }
         // SAFETY: the kernel wrote the whole struct.
-        let signal = unsafe { info.assume_init() }.ssi_signo;
-        Some(match signal as libc::c_int {
-            libc::SIGINT => "SIGINT",
-            libc::SIGUSR2 => "SIGUSR2",
-            _ => "SIGTERM",
-        })
+        let number = unsafe { info.assume_init() }.ssi_signo;
+        Signal::ALL.into_iter().find(|signal| signal.number() as u32 == number)
     }
 }
 
@@ -77,6 +110,6 @@ mod tests {
             unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGTERM) };
             (before, signals.take(), signals.take())
         });
-        assert_eq!(taken.join().expect("the thread ends"), (None, Some("SIGTERM"), None));
+        assert_eq!(taken.join().expect("the thread ends"), (None, Some(Signal::Terminate), None));
     }
 }

@@ -39,6 +39,11 @@ pub(super) const FAMILIES: &[Family] = &[
     family("weir_build_info", "Always 1; the label says which version runs.", Source::Version),
     family("weir_ready", "1 when the node takes traffic, else 0.", Source::Node(|n| u64::from(n.ready))),
     family(
+        "weir_phase",
+        "1 for where the node is in its life, else 0.",
+        Source::NodeBy { label: "phase", values: &PHASES, read: |n| &n.phase },
+    ),
+    family(
         "weir_descriptor_limit",
         "File descriptors the process may open (RLIMIT_NOFILE, soft).",
         Source::Node(|n| n.descriptor_limit),

@@ -10,6 +10,7 @@ use slab::Slab;
 
 use super::connection::{Connection, ConnectionId, Phase, Place, Protocol, Subscription};
 use super::disconnect::Disconnect;
+use super::dismissal::Dismissal;
 use super::drain::{Budgets, Work};
 use super::mailbox::{Reply, RequestId, ToRelay, ToShard};
 use super::session::Session;
@@ -91,6 +92,8 @@ pub struct Core {
     sweep: Sweep,
     seed: u64,
     pub(super) stopping: bool,
+    /// The end under way.
+    pub(super) dismissal: Option<Dismissal>,
     /// This shard's counters.
     pub recorder: ShardRecorder,
 }
@@ -119,6 +122,7 @@ impl Core {
             sweep: Sweep::default(),
             seed,
             stopping: false,
+            dismissal: None,
             recorder,
         }
     }
@@ -129,7 +133,7 @@ impl Core {
         self.connections.len()
     }
 
-    /// Whether no connection may be added any more.
+    /// Whether the thread ends once every connection has.
     #[must_use]
     pub fn stopping(&self) -> bool {
         self.stopping
@@ -329,14 +333,15 @@ impl Core {
                 Some(Asker::Command { slot, connection, command }) => self.replied(slot, connection, command, reply),
                 None => {}
             },
+            ToShard::Drain { window } => self.dismiss_all(window, now),
             ToShard::Leave(_) | ToShard::Expect(_) | ToShard::Arrive(_) => {
                 unreachable!("the engine, which has the sockets, takes these itself")
             }
             ToShard::Stop => {
                 self.stopping = true;
+                self.dismiss_all(Duration::ZERO, now);
                 let slots: Vec<Slot> = self.connections.iter().map(|(slot, _)| slot as Slot).collect();
                 for slot in slots {
-                    self.shed(slot, Disconnect::Shutdown, now);
                     self.hasten(slot, now);
                 }
             }

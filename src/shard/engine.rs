@@ -140,6 +140,10 @@ impl Engine {
             && let Some(message) = self.mailbox.take()
         {
             match message {
+                message @ (ToShard::Drain { .. } | ToShard::Stop) => {
+                    self.parking.shut();
+                    self.core.on_message(message, begun);
+                }
                 ToShard::Leave(leaving) => self.leave(leaving, begun),
                 ToShard::Expect(expected) => self.expect(expected),
                 ToShard::Arrive(arriving) => self.arrive(arriving, begun),
@@ -159,6 +163,7 @@ impl Engine {
             Driver::Epoll(epoll) => self.core.drain(epoll),
         };
 
+        more |= self.core.dismiss(more, begun);
         for order in self.core.orders.drain(..) {
             self.driver.order(order);
         }
@@ -202,7 +207,7 @@ impl Engine {
     }
 
     fn open_channels(&mut self, names: &[Arc<str>], done: oneshot::Sender<Result<Reservation, OpenError>>) {
-        if self.core.stopping() || self.core.connections() + self.promised >= self.capacity {
+        if !self.core.admits() || self.core.connections() + self.promised >= self.capacity {
             Disconnect::ConnectionLimit.count(&self.core.recorder.metrics);
             let _ = done.send(Err(OpenError::Closed));
             return;
@@ -247,7 +252,7 @@ impl Engine {
             Established::Poll { channels, poll } => self.core.admit_poll(&channels.take(), poll, now),
         };
         debug_assert_eq!(admitted, slot);
-        if self.core.stopping() {
+        if !self.core.admits() {
             self.core.shed(slot, Disconnect::Shutdown, now);
         }
     }

@@ -15,7 +15,7 @@ mod transport;
 
 use std::fmt;
 use std::future::Future;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,19 +111,26 @@ impl Entrance for Gate {
     }
 }
 
-/// Accepts connections for as long as the task lives and `parking` is open. The runtime needs its timer enabled.
+/// Accepts connections while `parking` is open, until it is shut. The runtime needs its timer enabled.
 pub async fn serve<E: Entrance>(listener: TcpListener, entrance: E, node: Rc<NodeView>, parking: Parking) {
     let mut warned: Option<Instant> = None;
     loop {
         parking.opened().await;
+        if parking.is_shut() {
+            // Closing a listener resets who waits to be accepted: they are taken in first, and sent away with an answer.
+            for stream in waiting(&listener) {
+                admit(stream, entrance.clone(), Rc::clone(&node), parking.clone());
+            }
+            return;
+        }
         // A shard that leaves waits until this accept has come home: armed in a ring that is on its way out, it would take
         // the wake-up of the next connection (the kernel wakes one of those that wait) and nobody would accept that.
         let armed = parking.enter();
-        let accepted = listener.cancelable_accept(parking.handle()).await;
+        let accepted = listener.cancelable_accept(parking.door()).await;
         drop(armed);
         match accepted {
             Ok((stream, _)) => admit(stream, entrance.clone(), Rc::clone(&node), parking.clone()),
-            Err(_) if !parking.is_open() => {}
+            Err(_) if parking.is_shut() || !parking.is_open() => {}
             Err(error) => {
                 if warned.is_none_or(|at| at.elapsed() >= Duration::from_millis(ACCEPT_WARNING_MILLIS)) {
                     warned = Some(Instant::now());
@@ -133,6 +140,26 @@ pub async fn serve<E: Entrance>(listener: TcpListener, entrance: E, node: Rc<Nod
             }
         }
     }
+}
+
+/// Whoever waits to be accepted.
+fn waiting(listener: &TcpListener) -> Vec<TcpStream> {
+    // SAFETY: the listener, which owns the descriptor, outlives this borrow.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(listener.as_raw_fd()) };
+    let socket = socket2::SockRef::from(&borrowed);
+    // An accept that must not wait, whichever driver the listener is set up for. The flag is the open file's, which another
+    // process may share, so it is put back.
+    let Ok(nonblocking) = socket.nonblocking() else { return Vec::new() };
+    if socket.set_nonblocking(true).is_err() {
+        return Vec::new();
+    }
+    let accepted = std::iter::from_fn(|| socket.accept().ok()).filter_map(|(socket, _)| {
+        socket.set_nonblocking(nonblocking).ok()?;
+        TcpStream::from_std(socket.into()).ok()
+    });
+    let accepted = accepted.collect();
+    let _ = socket.set_nonblocking(nonblocking);
+    accepted
 }
 
 fn admit<E: Entrance>(stream: TcpStream, entrance: E, node: Rc<NodeView>, parking: Parking) {

@@ -7,6 +7,7 @@
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam::queue::ArrayQueue;
@@ -47,7 +48,10 @@ pub enum ToShard {
     Expect(Expected),
     /// Take connections in from another process.
     Arrive(Arriving),
-    /// Stop serving: close every connection with "shutdown", then end the thread.
+    /// Take nobody in any more, and part with everyone with "shutdown" at an even pace over `window`. Told again, the rest
+    /// goes at the new pace.
+    Drain { window: Duration },
+    /// Part with whoever is left at once, then end the thread.
     Stop,
 }
 

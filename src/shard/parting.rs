@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::connection::{Phase, Place, Protocol, Subscription};
+use super::connection::{ConnectionId, Phase, Place, Protocol, Subscription};
 use super::core::{Core, FAREWELL};
 use super::disconnect::Disconnect;
 use super::session;
@@ -21,11 +21,18 @@ impl Core {
         }
         let mut words = Vec::new();
         match &connection.protocol {
-            Protocol::Sse => session::write_sse_farewell(&mut words, why, self.settings.sse.retry),
+            Protocol::Sse => session::write_sse_farewell(&mut words, why, self.retry_of(connection.id)),
             Protocol::WebSocket(_) => websocket::write_close(&mut words, why.code(), why.reason()),
             Protocol::Poll(waiting) => self.refuse_poll(waiting, self.draw(connection.id), why, &mut words),
         }
         self.part(slot, why, &words, FAREWELL, now);
+    }
+
+    /// The delay after which a client comes back, drawn for each: between half of `sse.retry` and one and a half of it, so
+    /// that those who were told together do not come back together.
+    fn retry_of(&self, connection: ConnectionId) -> Duration {
+        let retry = self.settings.sse.retry.as_millis() as u64;
+        Duration::from_millis(retry.div_ceil(2) + self.draw(connection) % (retry + 1))
     }
 
     /// Disconnects in order: the rest of a cut frame, what the connection was still to be told, these words, and then our

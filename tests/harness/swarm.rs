@@ -98,6 +98,8 @@ impl Counts {
 }
 
 enum Order {
+    /// Whoever connects from now on connects there.
+    Move(SocketAddr),
     /// Every connection is reset.
     Cut,
     /// The first so many clients stop reading, or all read.
@@ -146,6 +148,11 @@ impl Swarm {
         self.order(Order::Cut);
         let all = before.given_up + self.clients as u64;
         eventually("every client is cut", || (self.counts().given_up >= all).then_some(()));
+    }
+
+    /// Sends whoever connects from now on to another node, as a balancer does.
+    pub fn move_to(&self, address: SocketAddr) {
+        self.order(Order::Move(address));
     }
 
     /// Lets the first `count` clients stop reading; 0 lets all read.
@@ -267,6 +274,7 @@ impl Worker {
         let mut next_look = Instant::now();
         loop {
             match orders.try_recv() {
+                Ok(Order::Move(address)) => self.plan.address = address,
                 Ok(Order::Cut) => (0..self.members.len()).for_each(|index| self.give_up(index)),
                 Ok(Order::Pause(count)) => self.pause(count),
                 Err(TryRecvError::Empty) => {}
@@ -409,7 +417,11 @@ impl Worker {
             }
             None => {
                 self.counts.ended += 1;
-                self.leave(index, self.plan.spread);
+                // What the node advised goes before the client's own habit, as with EventSource.
+                match self.members[index].client.advice() {
+                    Some(delay) => self.leave_for(index, delay),
+                    None => self.leave(index, self.plan.spread),
+                }
             }
         }
     }
@@ -424,14 +436,19 @@ impl Worker {
         self.leave(index, self.plan.spread);
     }
 
+    /// The client comes back after a random part of `spread`.
     fn leave(&mut self, index: usize, spread: Duration) {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
+        self.leave_for(index, spread.mul_f64((self.random >> 11) as f64 / (1u64 << 53) as f64));
+    }
+
+    fn leave_for(&mut self, index: usize, delay: Duration) {
         let member = &mut self.members[index];
         member.stream = None;
         member.outgoing.clear();
         member.client.disconnected();
-        member.since = Instant::now() + spread.mul_f64((self.random >> 11) as f64 / (1u64 << 53) as f64);
+        member.since = Instant::now() + delay;
     }
 }

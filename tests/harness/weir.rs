@@ -167,6 +167,8 @@ impl WeirCommand {
     fn spawn(self) -> (Child, Arc<Output>) {
         let mut command = Command::new(&self.program);
         command.args(["serve", "--listen", &self.listen, "--log-format", "json"]);
+        // A test that stops a node rarely wants to wait until its clients were spread over a minute.
+        command.args(["--set=drain.unready=0s", "--set=drain.window=0s"]);
         match &self.file {
             Some(file) => command.arg("--config").arg(file),
             None => command.args(["--driver", self.driver, "--shards", "2"]),

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 
 use super::value::{Place, Rule};
 use crate::backbone::redis::address;
+use crate::control::admin;
 use crate::limits;
 use crate::settings::{RedisConfig, Settings};
 
@@ -173,6 +174,21 @@ pub(super) const KEYS: &[Key] = &[
     key("limits.keep_alive", "How long an idle HTTP connection is kept.", |d| {
         Place::Time(&mut d.settings.limits.keep_alive, CLIENT_TIME)
     }),
+    key(
+        "drain.unready",
+        "How long /health/ready says no before a drain parts with anybody, so that balancers notice. SIGINT skips it.",
+        |d| Place::Time(&mut d.settings.drain.unready, 0..=limits::INTERVAL_MILLIS_MOST),
+    ),
+    key(
+        "drain.window",
+        "Time over which a drain (SIGTERM, weir drain) tells every client to go elsewhere, at an even pace. A service manager          must wait longer than both together.",
+        |d| Place::Time(&mut d.settings.drain.window, 0..=limits::INTERVAL_MILLIS_MOST),
+    ),
+    key(
+        "admin.listen",
+        "Where weir drain and other commands reach a running node. auto is a socket that only this user may open, in the runtime          directory, named after the port of listen.",
+        |d| Place::Text(&mut d.settings.admin.listen, &ADMIN),
+    ),
     key("log.filter", "Which log lines are written.", |d| Place::Text(&mut d.settings.log.filter, &FILTER)),
     key("log.format", "Lines for people, or one JSON object a line.", |d| Place::Word(&mut d.settings.log.format)),
 ];
@@ -180,6 +196,7 @@ pub(super) const KEYS: &[Key] = &[
 static ORIGIN: Rule = Rule { allowed: "* or scheme://host[:port] without a path", check: is_origin, show: as_is };
 static REDIS_URL: Rule = Rule { allowed: address::FORMS, check: is_redis_url, show: address::without_password };
 static PREFIX: Rule = Rule { allowed: "1 to 64 letters, digits or any of : . _ -", check: is_prefix, show: as_is };
+static ADMIN: Rule = Rule { allowed: admin::FORMS, check: is_admin, show: as_is };
 static FILTER: Rule = Rule {
     allowed: "a level (error, warn, info, debug, trace) or target=level pairs joined by commas",
     check: is_filter,
@@ -200,6 +217,10 @@ fn is_origin(text: &str) -> bool {
 
 fn is_redis_url(text: &str) -> bool {
     text.is_empty() || address::parse(text).is_ok()
+}
+
+fn is_admin(text: &str) -> bool {
+    admin::Place::parse(text, 0).is_some()
 }
 
 fn is_prefix(text: &str) -> bool {

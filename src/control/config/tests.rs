@@ -67,6 +67,7 @@ fn every_setting_has_a_key_that_reaches_it() {
             "websocket.client_publish" => "true",
             "log.filter" => "weir=debug",
             "log.format" => "json",
+            "admin.listen" => "unix:/run/other.sock",
             "history.age" => "20s",
             _ => "9s",
         };

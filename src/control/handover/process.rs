@@ -40,6 +40,8 @@ impl Program {
         let (near, far) = UnixStream::pair()?;
         let descriptor = far.as_raw_fd();
         let mut command = Command::new(&self.path);
+        // The service manager's watchdog waits for a sign of the process it knows: from now on this one.
+        command.env_remove("WATCHDOG_PID");
         command.args(&self.arguments).env(DESCRIPTOR_VARIABLE, descriptor.to_string());
         // SAFETY: between fork and exec this makes one system call and allocates nothing. The descriptor is open: `far`
         // lives until the child was started.

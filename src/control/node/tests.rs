@@ -4,13 +4,16 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use super::*;
-use crate::settings::DriverChoice;
+use crate::settings::{DrainConfig, DriverChoice};
 
 struct Steady;
 
 impl BackboneReport for Steady {
     fn ready(&self) -> Result<(), String> {
         Ok(())
+    }
+    fn turns(&self) -> u64 {
+        0
     }
     fn measure(&self, snapshot: &mut NodeSnapshot) {
         snapshot.backbone_channels = 7;
@@ -19,7 +22,8 @@ impl BackboneReport for Steady {
 
 fn settings() -> Settings {
     let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    Settings { listen, shards: 2, driver: DriverChoice::Epoll, ..Settings::default() }
+    let drain = DrainConfig { unready: Duration::ZERO, window: Duration::ZERO };
+    Settings { listen, shards: 2, driver: DriverChoice::Epoll, drain, ..Settings::default() }
 }
 
 /// Ends, as the relay does, when every shard and the node have dropped their sender.

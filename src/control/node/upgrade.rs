@@ -5,6 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread::JoinHandle;
 
+use serde_json::json;
+
+use super::lifecycle::Phase;
 use super::{Node, NodeError};
 use crate::backbone::relay;
 use crate::control::clock::monotonic_micros;
@@ -44,8 +47,8 @@ impl Node {
         if self.succession.under_way.is_some() {
             return Err("an upgrade is under way".into());
         }
-        if self.state.stopping.load(Ordering::Relaxed) {
-            return Err("the node is stopping".into());
+        if self.state.phase() != Phase::Serving {
+            return Err(format!("the node is {}", self.state.phase().label()));
         }
         self.succession.round += 1;
         let listeners = self.succession.listeners.iter().map(std::os::fd::OwnedFd::try_clone);
@@ -107,6 +110,22 @@ impl Node {
             }
         }
         Some(outcome)
+    }
+
+    /// Tells whoever asked for the upgrade, and the service manager, how it ended.
+    pub(super) fn answer_upgrade(&mut self, outcome: Result<Moved, HandoverError>) {
+        let reply = self.ending.upgrade.take();
+        let told = match outcome {
+            Ok(Moved { pid, connections, pause }) => {
+                self.notifier.succeeded_by(pid);
+                Ok(json!({ "pid": pid, "connections": connections, "pause_micros": pause }))
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        if let Some(reply) = reply {
+            // Who asked may have gone.
+            let _ = reply.send(told);
+        }
     }
 
     /// Has a hand-over fail, if one is under way, and waits for its end; one that was just about to succeed may.

@@ -49,7 +49,7 @@ impl Engine {
 
     /// Begins to leave. Nothing is accepted or received any more; publications are delivered until the freeze.
     pub(super) fn leave(&mut self, leaving: Leaving, now: Micros) {
-        if self.core.stopping() || !matches!(self.handover, Handover::None) {
+        if !self.core.admits() || !matches!(self.handover, Handover::None) {
             // Dropped: that it fails is all there is to say.
             return;
         }
@@ -61,7 +61,7 @@ impl Engine {
     /// Freezes once nothing is under way, or gives up when that takes too long. True when a further turn is wanted.
     pub(super) fn go_on_leaving(&mut self, now: Micros) -> bool {
         let Handover::Settling { until, .. } = self.handover else { return false };
-        if self.core.stopping() || (now >= until && !self.is_settled()) {
+        if !self.core.admits() || (now >= until && !self.is_settled()) {
             tracing::warn!(?self.parking, receiving = self.driver.receiving(), "a hand-over failed: requests are still under way");
             self.handover = Handover::None;
             self.stay(Vec::new());

@@ -29,7 +29,11 @@ pub struct Parking(Rc<Shared>);
 struct Shared {
     open: Cell<bool>,
     opened: Notify,
-    /// Every read, write and accept that may be interrupted hangs on this one.
+    /// Nobody is accepted any more, for good.
+    shut: Cell<bool>,
+    /// Every accept hangs on this one.
+    door: RefCell<Canceller>,
+    /// Every read and write that may be interrupted hangs on this one.
     canceller: RefCell<Canceller>,
     /// Tasks that have neither ended nor parked.
     busy: Cell<usize>,
@@ -51,6 +55,8 @@ impl Parking {
         Self(Rc::new(Shared {
             open: Cell::new(open),
             opened: Notify::new(),
+            shut: Cell::new(false),
+            door: RefCell::default(),
             canceller: RefCell::default(),
             busy: Cell::new(0),
             parked: RefCell::default(),
@@ -61,8 +67,30 @@ impl Parking {
     /// Stops accepting, and interrupts everyone who waits for a client.
     pub fn close(&self) {
         self.0.open.set(false);
-        let canceller = self.0.canceller.take();
-        self.0.canceller.replace(canceller.cancel());
+        for canceller in [&self.0.canceller, &self.0.door] {
+            let interrupted = canceller.take().cancel();
+            canceller.replace(interrupted);
+        }
+    }
+
+    /// Lets the listeners go: nobody is accepted any more, and each client is told with its next answer that its connection
+    /// ends.
+    pub fn shut(&self) {
+        if !self.0.shut.replace(true) {
+            let interrupted = self.0.door.take().cancel();
+            self.0.door.replace(interrupted);
+        }
+    }
+
+    /// Whether the listeners were let go.
+    #[must_use]
+    pub fn is_shut(&self) -> bool {
+        self.0.shut.get()
+    }
+
+    /// What an accept hangs on.
+    pub(super) fn door(&self) -> CancelHandle {
+        self.0.door.borrow().handle()
     }
 
     /// Accepts and serves.

@@ -108,7 +108,8 @@ pub(super) async fn run<E: Entrance>(
         let (status, response, again) = match outcome {
             Outcome::Reply(reply) => {
                 let status = reply.status;
-                (status, reply.render(head_only, head.keep_alive(), origin.allow()), head.keep_alive())
+                let again = head.keep_alive() && !transport.ends();
+                (status, reply.render(head_only, again, origin.allow()), again)
             }
             Outcome::Answered { status, response } => (status, response, head.keep_alive()),
             Outcome::SseHead(head) => (Status::Ok, head.into(), false),

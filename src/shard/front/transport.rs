@@ -43,6 +43,11 @@ impl Transport {
         self.buffer = received;
     }
 
+    /// Whether the node ends, so that the client is to come back elsewhere.
+    pub(super) fn ends(&self) -> bool {
+        self.parking.is_shut()
+    }
+
     /// Fails when the shard leaves; `deadline` is that of what is interrupted.
     pub(super) fn check_open(&mut self, deadline: Instant) -> Result<(), Ended> {
         if self.parking.is_open() { Ok(()) } else { Err(self.interrupted(deadline)) }

@@ -103,6 +103,7 @@ fn a_node_that_stops_sends_polls_away_with_a_time_to_come_back() {
     let (mut core, _, metrics) = shard(Settings::default());
     let slots: Vec<Slot> = (0..40).map(|_| admit(&mut core, poll(0), 0)).collect();
     core.on_message(ToShard::Stop, SECOND);
+    core.dismiss(false, SECOND);
     let mut delays: Vec<u32> = Vec::new();
     for slot in slots {
         let (head, body) = response(&core, slot);

@@ -180,7 +180,7 @@ impl Client {
     pub fn turn(&mut self, node: &mut Node<'_>) {
         match &mut self.state {
             State::Away(turns) if *turns > 0 && !node.calm => *turns -= 1,
-            State::Away(_) if node.core.stopping() => {}
+            State::Away(_) if !node.core.admits() => {}
             State::Away(_) => self.connect(node),
             State::Opening { missing: 0, .. } => {
                 if node.calm || node.random.once_in(2) {
@@ -188,7 +188,7 @@ impl Client {
                 }
             }
             State::Opening { .. } => {
-                if node.core.stopping() || (!node.calm && node.random.once_in(20)) {
+                if !node.core.admits() || (!node.calm && node.random.once_in(20)) {
                     self.give_up(node);
                 }
             }
@@ -232,7 +232,7 @@ impl Client {
         }
         self.looked = false;
         let State::Opening { reserved, .. } = std::mem::replace(&mut self.state, State::Away(0)) else { return };
-        if node.core.stopping() {
+        if !node.core.admits() {
             reserved.into_iter().for_each(|channel| node.core.unreserve(channel));
             return;
         }

@@ -259,7 +259,8 @@ impl World {
             core.on_message(message, now);
         }
         core.sweep(now);
-        let more = core.drain(kernel);
+        let busy = core.drain(kernel);
+        let more = busy | core.dismiss(busy, now);
         assert_eq!(more, !core.ready.is_empty() || !core.due.is_empty(), "whether something is left");
         core.orders.drain(..).for_each(|order| kernel.order(order));
         for answer in std::mem::take(&mut core.answers) {
@@ -299,14 +300,18 @@ impl World {
     }
 
     fn stop(&mut self) {
-        self.relay.mailbox.push_back(ToShard::Stop);
+        let window = Duration::from_millis(self.random.within(0..=300) as u64);
+        self.relay.mailbox.push_back(ToShard::Drain { window });
         for turn in 0.. {
             self.now += 2_000;
+            if turn == self.random.within(1..=150) || turn == 150 {
+                self.relay.mailbox.push_back(ToShard::Stop);
+            }
             self.turn();
             if self.core.connections() == 0 && self.relay.quiet() && self.clients.iter().all(Client::away) {
                 break;
             }
-            assert!(turn < 200, "does not stop");
+            assert!(turn < 400, "does not stop");
         }
         assert!(self.core.channels.is_empty(), "channels outlive their last subscriber");
         let Self { clients, kernel, metrics, .. } = self;

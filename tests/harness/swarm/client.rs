@@ -1,5 +1,7 @@
 //! One client of a swarm, without its socket: bytes in, verdicts and commands out.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::super::http::{Response, parse_head};
@@ -44,6 +46,8 @@ pub struct Client {
     last_id: String,
     /// Of the last publication over WebSocket.
     position: Option<(String, u64)>,
+    /// The delay before the next connection that this one was told at its end.
+    advice: Option<Duration>,
     /// Whether this connection is subscribed and knows its position.
     live: bool,
     /// The verdicts.
@@ -60,6 +64,7 @@ impl Client {
             reader,
             last_id: String::new(),
             position: None,
+            advice: None,
             live: false,
             sequence: Sequence::default(),
         }
@@ -70,9 +75,15 @@ impl Client {
         self.live
     }
 
+    /// How long the node asked it to stay away, after it was live.
+    pub fn advice(&self) -> Option<Duration> {
+        self.advice
+    }
+
     /// A new connection: what was received in part over the last one is forgotten. Returns the request.
     pub fn connect(&mut self) -> Vec<u8> {
         self.reader = Reader::Head(Vec::new());
+        self.advice = None;
         self.live = false;
         match self.speaks {
             Speaks::Sse => {
@@ -135,7 +146,9 @@ impl Client {
                         self.last_id = event.id;
                     }
                 }
-                Item::Comment(_) | Item::Retry(_) => {}
+                // The one at the start is for connections that break; the one at the end is this client's own.
+                Item::Retry(millis) => self.advice = self.live.then(|| Duration::from_millis(millis)),
+                Item::Comment(_) => {}
             }
         }
     }

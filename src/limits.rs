@@ -169,6 +169,13 @@ pub const BACKBONE_CONNECT_MILLIS: u64 = 5_000;
 pub const BACKOFF_LEAST_MILLIS: u64 = 100;
 /// Milliseconds the random wait before a reconnect never exceeds.
 pub const BACKOFF_MOST_MILLIS: u64 = 5_000;
+/// Sentinels that one node asks, each over a connection of its own. Three or five are usual.
+pub const SENTINELS_MOST: usize = 16;
+/// Milliseconds between two questions to a sentinel. Its announcement of a fail-over comes sooner; this bounds what a lost
+/// one costs.
+pub const SENTINEL_ASK_MILLIS: u64 = 1_000;
+/// Milliseconds a sentinel may take to be connected to, and to answer.
+pub const SENTINEL_ANSWER_MILLIS: u64 = 1_000;
 /// Milliseconds between the messages a node sends to itself through the backbone.
 pub const HEARTBEAT_MILLIS: u64 = 1_000;
 /// Milliseconds without such a message after which the node is not ready and connects anew.

@@ -51,6 +51,12 @@ mod testing {
         JumpTaken,
         /// A server that gave an offset out again is not recognised by what it published there.
         RewindUnnoticed,
+        /// What a publication says of the one before it is not used to recognise that one.
+        LinkIgnored,
+        /// What the position's key says of the head is not used to recognise it.
+        HeadIgnored,
+        /// What a continued epoch has in common with what was delivered is delivered again.
+        DeliveredAgain,
         /// A read that failed is not tried again.
         RetryForgotten,
         /// The log keeps what was before a gap.
@@ -81,11 +87,14 @@ mod testing {
             Bug::UnpositionedAgain,
         ];
         /// Those of the relay.
-        pub(crate) const RELAY: [Bug; 10] = [
+        pub(crate) const RELAY: [Bug; 13] = [
             Bug::HeldForever,
             Bug::ReadTooEarly,
             Bug::JumpTaken,
             Bug::RewindUnnoticed,
+            Bug::LinkIgnored,
+            Bug::HeadIgnored,
+            Bug::DeliveredAgain,
             Bug::RetryForgotten,
             Bug::LogAcrossGap,
             Bug::LiveOvertaken,

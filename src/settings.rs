@@ -48,7 +48,8 @@ pub struct Settings {
 /// A Redis or Valkey server.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RedisConfig {
-    /// `redis://[user:password@]host:port[/db]` or `unix:///path`.
+    /// `redis://[user:password@]host:port[/db]`, `unix:///path`, or `redis+sentinel://host:port,host:port/primary`; all forms are
+    /// those of `backbone::redis::address`.
     pub url: String,
     /// What every key and channel name starts with.
     pub prefix: String,

@@ -45,6 +45,7 @@ mod commands;
 mod delivery;
 mod drain;
 mod drivers;
+mod failover;
 mod faults;
 mod harness;
 mod hostile;

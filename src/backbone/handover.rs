@@ -15,7 +15,7 @@ use std::sync::mpsc::Sender;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::interface::Stored;
+use super::interface::{Stored, Tag};
 use crate::log::frame::{FrameParts, Micros};
 use crate::log::position::{Epoch, Position};
 
@@ -119,9 +119,11 @@ pub struct SeedChannel {
     pub name: Arc<str>,
     /// Its position once all of `frames` and those in the pieces that follow were seen.
     pub tip: Position,
-    /// The digest of its last publication.
-    pub digest: Option<u64>,
-    /// Epochs it was in before.
+    /// The tag of its last publication.
+    pub tag: Option<Tag>,
+    /// Epochs that the present one continues.
+    pub ancestors: Vec<Epoch>,
+    /// Epochs it was in before those.
     pub past: Vec<Epoch>,
     /// The shards that want it.
     pub shards: Vec<usize>,
@@ -131,8 +133,8 @@ pub struct SeedChannel {
     pub more: bool,
     /// Messages without a position since the last heartbeat.
     pub after_beat: u32,
-    /// What was published, oldest first.
-    pub frames: Vec<FrameParts>,
+    /// What was published with its tags, oldest first.
+    pub frames: Vec<(FrameParts, Option<Tag>)>,
 }
 
 /// A channel of the embedded backbone, or the part of it that is new.

@@ -19,11 +19,20 @@ use crate::shard::mailbox::{Publish, RequestError};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ticket(pub u64);
 
+/// Tells apart two publications that were given the same position, by a backbone that lost its last writes in between:
+/// `publish.lua` has the contract. The publications of one script may share one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tag(pub u64);
+
 /// A publication as the backbone keeps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
     /// Its offset in the epoch of its page.
     pub offset: Offset,
+    /// Its tag; none on a backbone that loses no writes, or when another hand wrote it.
+    pub tag: Option<Tag>,
+    /// The tag of the publication before it, which may be gone.
+    pub previous: Option<Tag>,
     /// The payload as published: UTF-8 is not assured.
     pub data: Bytes,
 }
@@ -33,6 +42,10 @@ pub struct Stored {
 pub struct Page {
     /// The channel's position; the default position for a channel that has no epoch yet.
     pub head: Position,
+    /// The tag of the publication at the head, also when the history does not have it any more.
+    pub tag: Option<Tag>,
+    /// The epochs that this one continues, the latest last: its offsets go on from theirs. See [`Backbone::renew`].
+    pub continues: Vec<Epoch>,
     /// In the order asked for.
     pub publications: Vec<Stored>,
 }
@@ -59,6 +72,8 @@ pub struct Message {
     pub channel: String,
     /// Its position; none when it was published without one.
     pub position: Option<Position>,
+    /// Its tag, if it has one.
+    pub tag: Option<Tag>,
     /// The payload as published: UTF-8 is not assured.
     pub data: Bytes,
 }
@@ -140,9 +155,9 @@ impl Backbone {
         }
     }
 
-    /// Begins a new epoch with an empty history if the channel is still in `epoch`; answered by [`BackboneEvent::Page`] with
-    /// the position then. For a history that was rewound (a server lost its last writes): its offsets were used before,
-    /// for other publications.
+    /// Begins a new epoch if the channel is still in `epoch`; answered by [`BackboneEvent::Page`] with the position then. For
+    /// a history that was rewound (a server lost its last writes): its offsets were used before, for other publications.
+    /// What it has stays, under the same offsets: the new epoch continues the old one.
     pub fn renew(&mut self, ticket: Ticket, channel: Arc<str>, epoch: Epoch, now: Micros) {
         match self {
             Backbone::Memory(memory) => memory.renew(ticket, &channel, epoch, now),

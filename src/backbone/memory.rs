@@ -93,6 +93,7 @@ impl MemoryBackbone {
             self.events.push_back(BackboneEvent::Message(Message {
                 channel: publish.channel.as_ref().to_owned(),
                 position: Some(position),
+                tag: None,
                 data: publish.data.clone(),
             }));
         }
@@ -110,12 +111,12 @@ impl MemoryBackbone {
             channel.trim(&history, now);
             channel.page(read)
         } else {
-            Page { head: Position::default(), publications: Vec::new() }
+            page(Position::default(), Vec::new())
         };
         self.events.push_back(BackboneEvent::Page(ticket, Ok(page)));
     }
 
-    /// See [`super::interface::Backbone::renew`].
+    /// See [`super::interface::Backbone::renew`]. Nothing here loses writes, so nothing here has to be kept either.
     pub fn renew(&mut self, ticket: Ticket, name: &Arc<str>, epoch: Epoch, now: Micros) {
         if self.channel(name, now).head.epoch == epoch {
             let epoch = self.new_epoch();
@@ -125,7 +126,7 @@ impl MemoryBackbone {
             channel.bytes = 0;
         }
         let head = self.channel(name, now).head;
-        self.events.push_back(BackboneEvent::Page(ticket, Ok(Page { head, publications: Vec::new() })));
+        self.events.push_back(BackboneEvent::Page(ticket, Ok(page(head, Vec::new()))));
     }
 
     /// See [`super::interface::Backbone::subscribe`].
@@ -193,10 +194,18 @@ fn mix(mut value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
+/// There are no tags here, and no epoch that continues another.
+fn page(head: Position, publications: Vec<Stored>) -> Page {
+    Page { head, tag: None, continues: Vec::new(), publications }
+}
+
 impl Channel {
     fn keep(&mut self, position: Position, data: Bytes, now: Micros) {
         self.bytes += data.len() + STORED_OVERHEAD;
-        self.kept.push_back(Kept { stored: Stored { offset: position.offset, data }, since: now });
+        self.kept.push_back(Kept {
+            stored: Stored { offset: position.offset, tag: None, previous: None, data },
+            since: now,
+        });
     }
 
     fn trim(&mut self, history: &HistoryConfig, now: Micros) {
@@ -218,7 +227,7 @@ impl Channel {
             let above = read.since.unwrap_or(0);
             kept.filter(|stored| stored.offset > above).take(read.limit).cloned().collect()
         };
-        Page { head: self.head, publications }
+        page(self.head, publications)
     }
 }
 

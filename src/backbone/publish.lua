@@ -1,5 +1,5 @@
 #!lua name=weir
--- weir publishing contract, version 1
+-- weir publishing contract, version 2
 --
 -- One atomic step for every publishing language: take the channel's next offset, append to its stream, publish with
 -- the position. A node loads this file as a function library when it connects; by hand:
@@ -14,7 +14,7 @@
 -- with the same keys and arguments.
 --
 -- Names, for prefix `weir:` and channel C. The braces put all of a channel into one cluster slot.
---   weir:{C}:meta      hash: epoch, offset
+--   weir:{C}:meta      hash: epoch, offset, t (the tag of the publication with that offset), was (the epochs before, see below)
 --   weir:{C}:stream    stream: the history
 --   weir:{C}:once:K    string: the position of the publication that had idempotency key K
 --   weir:{C}           pub/sub channel
@@ -25,16 +25,23 @@
 --   ttl                seconds an idle stream is kept                              (300)
 --   idempotency ttl    seconds a repetition is recognised                          (300)
 --
--- Message on the pub/sub channel: byte 0xFF, epoch, `.`, offset, space, payload. No UTF-8 text contains 0xFF, so a
+-- Tag of a publication: when it was published, in microseconds since 1970. A server that lost its last writes gives their
+-- offsets out again, and such an offset then stands for two publications. They have two tags, also when they have one payload:
+-- a node that remembers the tag of the last publication it delivered can tell whether the server still has that one.
+--
+-- Message on the pub/sub channel: byte 0xFF, epoch, `.`, offset, `.`, tag, space, payload. No UTF-8 text contains 0xFF, so a
 -- plain `PUBLISH 'weir:{news}' '{"hello":1}'` is told apart: it is delivered to whoever is connected, without a position.
 --
--- Entry of the stream: id `<offset>-0`, so that a range of offsets is a range of ids; field `d`, the payload.
+-- Entry of the stream: id `<offset>-0`, so that a range of offsets is a range of ids; field `d`, the payload; `t`, its tag;
+-- `p`, the tag of the publication before it (absent for the first), by which that one is recognised when its entry is gone.
 -- A plain `XADD 'weir:{news}:stream' '*' d '{"hello":1}'` is possible: its id is a time, above every offset. It has no
 -- position and is delivered to nobody until the next weir_publish on the channel, which takes such entries up first, in their
 -- order: it gives them offsets and publishes them. Of more than maxlen such entries the oldest are lost.
 --
 -- meta outlives the stream on purpose (30 idle days against minutes): while it lives, a client that comes back late learns
 -- exactly that publications are gone, or that none are. When it is lost a new epoch begins and every client is told.
+-- A node that finds that writes were lost changes the epoch and leaves offset and stream as they are; `was` then gets the old
+-- epoch: eight hexadecimal digits each, the latest last. An epoch that begins at offset 0 has no `was`.
 
 local META_SECONDS = 2592000
 -- Ids from here on are times (milliseconds, the year 2001 and later); offsets stay below.
@@ -90,11 +97,13 @@ local function weir_publish(keys, args)
     if epoch then return {epoch, tonumber(offset), 1} end
   end
 
-  local known = redis.call('HMGET', meta, 'epoch', 'offset')
-  local epoch, offset = known[1], tonumber(known[2] or '0')
+  local known = redis.call('HMGET', meta, 'epoch', 'offset', 't')
+  local epoch, offset, before = known[1], tonumber(known[2] or '0'), known[3]
+  local time = redis.call('TIME')
+  local tag = string.format('%s%06d', time[1], time[2])
   local taken_up = {}
   if not epoch then
-    epoch, offset = new_epoch(keys, args), 0
+    epoch, offset, before = new_epoch(keys, args), 0, false
     local _
     _, taken_up = plain_entries(stream, maxlen)
     redis.call('DEL', stream)
@@ -104,14 +113,21 @@ local function weir_publish(keys, args)
     offset = offset + 1
     local number = string.format('%d', offset)
     if maxlen > 0 then
-      local added = redis.pcall('XADD', stream, 'MAXLEN', '=', maxlen, number .. '-0', 'd', data)
+      local id = number .. '-0'
+      local added
+      if before then
+        added = redis.pcall('XADD', stream, 'MAXLEN', '=', maxlen, id, 'd', data, 't', tag, 'p', before)
+      else
+        added = redis.pcall('XADD', stream, 'MAXLEN', '=', maxlen, id, 'd', data, 't', tag)
+      end
       if added.err then
         offset = offset - 1
         return added
       end
     end
-    redis.call('HSET', meta, 'epoch', epoch, 'offset', number)
-    redis.call('PUBLISH', channel, '\255' .. epoch .. '.' .. number .. ' ' .. data)
+    redis.call('HSET', meta, 'epoch', epoch, 'offset', number, 't', tag)
+    redis.call('PUBLISH', channel, '\255' .. epoch .. '.' .. number .. '.' .. tag .. ' ' .. data)
+    before = tag
   end
 
   for _, data in ipairs(taken_up) do append(data) end
@@ -124,8 +140,8 @@ local function weir_publish(keys, args)
       for _, id in ipairs(ids) do redis.call('XDEL', stream, id) end
       redis.call('XSETID', stream, string.format('%d-0', offset))
     else
-      redis.call('DEL', stream)
-      epoch, offset = new_epoch(keys, args), 0
+      redis.call('DEL', stream, meta)
+      epoch, offset, before = new_epoch(keys, args), 0, false
     end
     for _, data in ipairs(taken_up) do append(data) end
     failed = append(payload)

@@ -7,7 +7,9 @@ pub mod address;
 mod commands;
 mod envelope;
 mod library;
+mod sentinel;
 mod session;
+mod source;
 #[cfg(test)]
 pub mod testing;
 
@@ -16,26 +18,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use redis::{Client, PushInfo, Value};
-use tokio::sync::mpsc;
+use redis::{PushInfo, Value};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use self::address::AddressError;
 use self::commands::{Commands, Keys};
+use self::source::Source;
 use super::interface::{BackboneError, BackboneEvent, Message, Read, Ticket};
 use crate::limits::BACKBONE_QUEUE_BYTES;
 use crate::log::frame::Micros;
 use crate::log::position::Epoch;
 use crate::settings::{HistoryConfig, RedisConfig};
 use crate::shard::mailbox::Publish;
-
-/// A client of the configured server.
-///
-/// # Errors
-/// When its address is malformed.
-pub fn client(config: &RedisConfig) -> Result<Client, AddressError> {
-    Client::open(address::parse(&config.url)?).map_err(|error| AddressError::new(&config.url, &error))
-}
 
 /// What the session and started operations tell the backbone.
 enum Outcome {
@@ -50,6 +45,8 @@ struct Link {
     subscriptions: mpsc::UnboundedSender<SubscriptionChange>,
     pushes: mpsc::Receiver<PushInfo>,
     inbox: Arc<Inbox>,
+    /// How many servers had been left when it was made.
+    left: u64,
 }
 
 /// A change of the node's subscriptions. One task carries them out one after the other, so that an unsubscribe and a new
@@ -95,7 +92,6 @@ fn size_of_push(push: &PushInfo) -> usize {
 
 /// What a session needs, over all its connections.
 struct Context {
-    client: Client,
     keys: Arc<Keys>,
     history: Arc<HistoryConfig>,
     /// The topic of the node's own heartbeat, and that of the process it takes over from.
@@ -103,6 +99,9 @@ struct Context {
     outcomes: mpsc::UnboundedSender<Outcome>,
     /// When the last heartbeat came back.
     beat: Arc<AtomicU64>,
+    /// How many servers were left because another one is the primary. What is under way on one of them is not waited for: a
+    /// server that hangs answers nothing, and what one that was replaced says is not to be trusted.
+    left: watch::Sender<u64>,
     clock: fn() -> Micros,
 }
 
@@ -116,6 +115,7 @@ pub struct RedisBackbone {
     outcomes: mpsc::UnboundedReceiver<Outcome>,
     started: mpsc::UnboundedSender<Outcome>,
     beat: Arc<AtomicU64>,
+    left: watch::Receiver<u64>,
     clock: fn() -> Micros,
     session: JoinHandle<()>,
 }
@@ -144,15 +144,17 @@ impl RedisBackbone {
         let predecessor = predecessor.map(|node| keys.heartbeat(node));
         let (started, outcomes) = mpsc::unbounded_channel();
         let beat = Arc::new(AtomicU64::new(clock()));
-        let session = tokio::spawn(session::keep(Context {
-            client: client(config)?,
+        let (leaving, left) = watch::channel(0);
+        let context = Context {
             keys: keys.clone(),
             history: Arc::new(history),
             beats: std::iter::once(&heartbeat).chain(&predecessor).cloned().collect(),
             outcomes: started.clone(),
             beat: beat.clone(),
+            left: leaving,
             clock,
-        }));
+        };
+        let session = tokio::spawn(session::keep(context, Source::start(config)?));
         Ok(Self {
             link: None,
             reason: "not connected yet".into(),
@@ -162,6 +164,7 @@ impl RedisBackbone {
             outcomes,
             started,
             beat,
+            left,
             clock,
             session,
         })
@@ -213,8 +216,16 @@ impl RedisBackbone {
         match &self.link {
             Some(link) => {
                 let operation = operation(link.commands.clone());
+                let (mut left, before) = (self.left.clone(), link.left);
                 tokio::spawn(async move {
-                    let _ = started.send(Outcome::Event(answer(operation.await)));
+                    let result = tokio::select! {
+                        biased;
+                        result = operation => result,
+                        Ok(_) = left.wait_for(|now| *now > before) => {
+                            Err(BackboneError::Unanswered("another server is the primary now".into()))
+                        }
+                    };
+                    let _ = started.send(Outcome::Event(answer(result)));
                 });
             }
             None => {
@@ -288,8 +299,9 @@ impl RedisBackbone {
             return Some(BackboneEvent::PredecessorBeat(sent));
         }
         let channel = self.keys.channel_of(topic)?;
-        let (position, start) = envelope::split(&payload);
-        Some(BackboneEvent::Message(Message { channel, position, data: Bytes::from(payload).slice(start..) }))
+        let (header, start) = envelope::split(&payload);
+        let (position, tag) = (header.map(|header| header.position), header.and_then(|header| header.tag));
+        Some(BackboneEvent::Message(Message { channel, position, tag, data: Bytes::from(payload).slice(start..) }))
     }
 }
 

@@ -59,12 +59,6 @@ pub enum RelayError {
     Random(getrandom::Error),
 }
 
-/// What the digest of a fixed text is in this program: two processes understand each other's digests when it is the same.
-#[must_use]
-pub fn digest_probe() -> u64 {
-    continuity::digest(b"the same text in every release")
-}
-
 /// Runs the relay on this thread until every sender of `requests` is gone; answers what is under way first, for
 /// [`PUBLISH_MILLIS`] at most. `shards[i]` is the mailbox of the shard that calls itself `i` in its requests, and `status` was made for
 /// as many. `clock` is the node's monotonic clock, `succession` the process's place among those that follow each other.

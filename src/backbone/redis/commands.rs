@@ -4,21 +4,30 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, ErrorKind, RedisError, RedisResult, Value};
+use redis::{Cmd, ErrorKind, RedisError, Value};
 
 use super::library::{self, Publishing};
-use crate::backbone::interface::{BackboneError, Page, Read, Stored};
-use crate::limits::{IDEMPOTENCY_SECONDS, META_SECONDS};
+use crate::backbone::interface::{BackboneError, Page, Read, Stored, Tag};
+use crate::limits::{IDEMPOTENCY_SECONDS, META_SECONDS, PAST_EPOCHS};
 use crate::log::position::{Epoch, Position};
 use crate::settings::HistoryConfig;
 use crate::shard::mailbox::Publish;
 
-/// Begins a new epoch with an empty history, if the channel is still in the epoch given.
-/// KEYS meta, stream. ARGV old epoch, new epoch, seconds meta is kept.
+/// Begins a new epoch that continues the old one, if the channel is still in the epoch given.
+/// KEYS meta. ARGV old epoch, new epoch, seconds meta is kept, characters of `was` kept.
 const RENEW: &str = "if redis.call('HGET', KEYS[1], 'epoch') == ARGV[1] then \
-     redis.call('DEL', KEYS[2]) redis.call('HSET', KEYS[1], 'epoch', ARGV[2], 'offset', 0) \
+     local was = (redis.call('HGET', KEYS[1], 'was') or '') .. ARGV[1] \
+     redis.call('HSET', KEYS[1], 'epoch', ARGV[2], 'was', string.sub(was, -tonumber(ARGV[4]))) \
      redis.call('EXPIRE', KEYS[1], ARGV[3]) end \
-     return redis.call('HMGET', KEYS[1], 'epoch', 'offset')";
+     return redis.call('HMGET', KEYS[1], 'epoch', 'offset', 't', 'was')";
+
+/// Begins an epoch when the channel has none. A stream that is there all the same is of an epoch whose meta was evicted: what
+/// has offsets in it goes, what a plain XADD put there stays.
+/// KEYS meta, stream. ARGV new epoch, seconds meta is kept, the first id that is a time.
+const CREATE: &str = "if redis.call('HSETNX', KEYS[1], 'epoch', ARGV[1]) == 1 then \
+     redis.call('XTRIM', KEYS[2], 'MINID', '=', ARGV[3]) \
+     if redis.call('XLEN', KEYS[2]) == 0 then redis.call('DEL', KEYS[2]) end end \
+     redis.call('EXPIRE', KEYS[1], ARGV[2])";
 
 /// First stream id that is a time and no offset: `XADD` with `*` made it. See `publish.lua`.
 const TIME_IDS: u64 = 1_000_000_000_000;
@@ -82,20 +91,27 @@ pub struct Commands {
     keys: Arc<Keys>,
     history: Arc<HistoryConfig>,
     publishing: Publishing,
+    /// Whether the server has to be a primary.
+    primary: bool,
 }
 
 impl Commands {
-    /// Commands over `connection`, after making sure that the publishing step is there.
+    /// Commands over `connection`, after making sure that the publishing step is there and, if `primary`, that the server is one.
     ///
     /// # Errors
-    /// When the server cannot be asked.
+    /// When the server cannot be asked, or is a replica.
     pub async fn prepare(
         mut connection: MultiplexedConnection,
+        primary: bool,
         keys: Arc<Keys>,
         history: Arc<HistoryConfig>,
-    ) -> RedisResult<Self> {
-        let publishing = library::ensure(&mut connection).await?;
-        Ok(Self { connection, keys, history, publishing })
+    ) -> Result<Self, BackboneError> {
+        if primary {
+            let role = redis::cmd("ROLE").query_async(&mut connection).await;
+            check_role(role.map_err(|error| failure(&error))?)?;
+        }
+        let publishing = library::ensure(&mut connection).await.map_err(|error| failure(&error))?;
+        Ok(Self { connection, keys, history, publishing, primary })
     }
 
     /// Publishes.
@@ -136,10 +152,10 @@ impl Commands {
         let mut pipeline = redis::pipe();
         pipeline.atomic();
         if read.create {
-            pipeline.cmd("HSETNX").arg(&meta).arg("epoch").arg(random_epoch()?.to_string()).ignore();
-            pipeline.cmd("EXPIRE").arg(&meta).arg(META_SECONDS).ignore();
+            pipeline.cmd("EVAL").arg(CREATE).arg(2).arg(&meta).arg(&stream);
+            pipeline.arg(random_epoch()?.to_string()).arg(META_SECONDS).arg(TIME_IDS).ignore();
         }
-        pipeline.cmd("HMGET").arg(&meta).arg("epoch").arg("offset");
+        pipeline.cmd("HMGET").arg(&meta).arg("epoch").arg("offset").arg("t").arg("was");
         if read.limit > 0 {
             // Offsets end below TIME_IDS; entries above it have no offset yet.
             if read.reverse {
@@ -154,11 +170,11 @@ impl Commands {
         let mut answer: Vec<Value> =
             pipeline.query_async(&mut self.connection).await.map_err(|error| failure(&error))?;
         let publications = if read.limit > 0 { answer.pop().map(stored).transpose()? } else { None };
-        let head = position(answer.pop().ok_or_else(|| malformed("a position"))?)?;
-        let mut publications = publications.unwrap_or_default();
-        // When the position was evicted and begun anew, the stream is still that of the epoch before.
-        publications.retain(|stored| stored.offset <= head.offset);
-        Ok(Page { head, publications })
+        let mut page = head(answer.pop().ok_or_else(|| malformed("a position"))?)?;
+        page.publications = publications.unwrap_or_default();
+        // When the position was evicted, the stream is still that of the epoch before.
+        page.publications.retain(|stored| stored.offset <= page.head.offset);
+        Ok(page)
     }
 
     /// See [`crate::backbone::interface::Backbone::renew`].
@@ -167,18 +183,37 @@ impl Commands {
     /// See [`BackboneError`].
     pub async fn renew(mut self, channel: Arc<str>, epoch: Epoch) -> Result<Page, BackboneError> {
         let mut command = redis::cmd("EVAL");
-        command.arg(RENEW).arg(2).arg(self.keys.meta(&channel)).arg(self.keys.stream(&channel));
-        command.arg(epoch.to_string()).arg(random_epoch()?.to_string()).arg(META_SECONDS);
-        let answer: Value = command.query_async(&mut self.connection).await.map_err(|error| failure(&error))?;
-        Ok(Page { head: position(answer)?, publications: Vec::new() })
+        command.arg(RENEW).arg(1).arg(self.keys.meta(&channel));
+        command.arg(epoch.to_string()).arg(random_epoch()?.to_string()).arg(META_SECONDS).arg(8 * PAST_EPOCHS);
+        head(command.query_async(&mut self.connection).await.map_err(|error| failure(&error))?)
     }
 
-    /// Publishes a node's message to itself.
+    /// Publishes a node's message to itself. A server that has to be a primary is asked whether it still is.
     ///
     /// # Errors
-    /// When it was not sent or not answered in time.
-    pub async fn beat(&mut self, topic: &str, sent: u64) -> RedisResult<()> {
-        redis::cmd("PUBLISH").arg(topic).arg(sent).query_async::<u64>(&mut self.connection).await.map(drop)
+    /// When it was not sent or not answered in time, or the server is a replica now.
+    pub async fn beat(&mut self, topic: &str, sent: u64) -> Result<(), BackboneError> {
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("PUBLISH").arg(topic).arg(sent).ignore();
+        if self.primary {
+            pipeline.cmd("ROLE");
+        }
+        let mut answer: Vec<Value> =
+            pipeline.query_async(&mut self.connection).await.map_err(|error| failure(&error))?;
+        answer.pop().map_or(Ok(()), check_role)
+    }
+}
+
+/// Checks the answer of `ROLE`.
+fn check_role(answer: Value) -> Result<(), BackboneError> {
+    let role = match answer {
+        Value::Array(parts) => parts.into_iter().next(),
+        _ => None,
+    };
+    match role.map(redis::from_redis_value::<String>) {
+        Some(Ok(role)) if role == "master" => Ok(()),
+        Some(Ok(role)) => Err(BackboneError::Refused(format!("the server is no primary, it says of itself `{role}`"))),
+        _ => Err(malformed("a role")),
     }
 }
 
@@ -193,14 +228,18 @@ fn epoch_of(text: &str) -> Result<Epoch, BackboneError> {
     text.parse().map_err(|_| malformed("an epoch of eight hexadecimal digits"))
 }
 
-/// Reads the answer of `HMGET meta epoch offset`.
-fn position(answer: Value) -> Result<Position, BackboneError> {
-    let (epoch, offset): (Option<String>, Option<u64>) =
+/// Reads the answer of `HMGET meta epoch offset t was`: a page without publications.
+fn head(answer: Value) -> Result<Page, BackboneError> {
+    let (epoch, offset, tag, was): (Option<String>, Option<u64>, Option<u64>, Option<String>) =
         redis::from_redis_value(answer).map_err(|_| malformed("a position"))?;
-    match epoch {
-        Some(epoch) => Ok(Position { epoch: epoch_of(&epoch)?, offset: offset.unwrap_or(0) }),
-        None => Ok(Position::default()),
-    }
+    let head = match epoch {
+        Some(epoch) => Position { epoch: epoch_of(&epoch)?, offset: offset.unwrap_or(0) },
+        None => Position::default(),
+    };
+    let was = was.unwrap_or_default();
+    let continues =
+        was.as_bytes().chunks(8).filter_map(|epoch| std::str::from_utf8(epoch).ok()?.parse().ok()).collect();
+    Ok(Page { head, tag: tag.map(Tag), continues, publications: Vec::new() })
 }
 
 /// Reads the answer of `XRANGE`: entries of an id and fields. An entry whose id is no offset is left out.
@@ -214,13 +253,20 @@ fn stored(answer: Value) -> Result<Vec<Stored>, BackboneError> {
 fn entry(id: &str, fields: Vec<Value>) -> Option<Stored> {
     let offset = id.strip_suffix("-0")?.parse().ok()?;
     let mut fields = fields.into_iter();
-    let mut payload = None;
+    let (mut payload, mut tag, mut previous) = (None, None, None);
     while let (Some(Value::BulkString(name)), Some(Value::BulkString(data))) = (fields.next(), fields.next()) {
-        if name == b"d" || payload.is_none() {
-            payload = Some(data);
+        match name.as_slice() {
+            b"t" if payload.is_some() => tag = number(&data),
+            b"p" if payload.is_some() => previous = number(&data),
+            b"d" => payload = Some(data),
+            _ => payload = payload.or(Some(data)),
         }
     }
-    Some(Stored { offset, data: Bytes::from(payload?) })
+    Some(Stored { offset, tag, previous, data: Bytes::from(payload?) })
+}
+
+fn number(text: &[u8]) -> Option<Tag> {
+    std::str::from_utf8(text).ok()?.parse().ok().map(Tag)
 }
 
 fn malformed(wanted: &str) -> BackboneError {
@@ -258,5 +304,30 @@ mod tests {
         assert!(library::SOURCE.contains(&format!("whole(args[3], 1024, 0, {most})")));
         assert!(library::SOURCE.contains(&format!("local META_SECONDS = {META_SECONDS}\n")));
         assert!(library::SOURCE.contains(&format!("local TIME_IDS = '{TIME_IDS}'\n")));
+    }
+
+    #[test]
+    fn only_a_primary_is_one() {
+        let role = |name: &str| Value::Array(vec![Value::BulkString(name.into()), Value::Int(7)]);
+        assert_eq!(check_role(role("master")), Ok(()));
+        assert!(check_role(role("slave")).unwrap_err().to_string().contains("no primary, it says of itself `slave`"));
+        for other in [Value::Nil, Value::Array(vec![]), Value::Okay] {
+            assert!(check_role(other).is_err());
+        }
+    }
+
+    #[test]
+    fn an_entry_is_read_whatever_else_it_has() {
+        let fields = |pairs: &[(&str, &str)]| {
+            let text = |text: &str| Value::BulkString(text.into());
+            pairs.iter().flat_map(|(name, data)| [text(name), text(data)]).collect::<Vec<_>>()
+        };
+        let data = Bytes::from_static(b"x");
+        let ours = entry("7-0", fields(&[("d", "x"), ("t", "12"), ("p", "11")]));
+        assert_eq!(ours, Some(Stored { offset: 7, tag: Some(Tag(12)), previous: Some(Tag(11)), data: data.clone() }));
+        // Another hand's: its first field is the payload, whatever it is called.
+        let other = entry("7-0", fields(&[("t", "x"), ("n", "1")]));
+        assert_eq!(other, Some(Stored { offset: 7, tag: None, previous: None, data }));
+        assert_eq!(entry("7-1", fields(&[("d", "x")])), None);
     }
 }

@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn versions_are_read() {
-        assert_eq!(version(SOURCE.as_bytes()), 1);
+        assert_eq!(version(SOURCE.as_bytes()), 2);
         assert_eq!(version(b"#!lua name=weir\n-- weir publishing contract, version 12\n"), 12);
         assert_eq!(version(b"#!lua name=weir\n"), 0);
     }

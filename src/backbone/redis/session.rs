@@ -6,12 +6,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, PushInfo, PushKind, RedisResult};
+use redis::{AsyncConnectionConfig, PushInfo, PushKind, RedisError};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::commands::{Commands, failure};
+use super::source::{Source, Target};
 use super::{BackboneEvent, Context, Inbox, Link, Outcome, SubscriptionChange};
+use crate::backbone::interface::BackboneError;
 use crate::limits::{
     BACKBONE_COMMANDS, BACKBONE_CONNECT_MILLIS, BACKBONE_QUEUE, BACKOFF_LEAST_MILLIS, BACKOFF_MOST_MILLIS,
     HEARTBEAT_MILLIS, HEARTBEAT_STALE_MILLIS, PUBLISH_MILLIS,
@@ -20,26 +22,47 @@ use crate::limits::{
 const STALE: Duration = Duration::from_millis(HEARTBEAT_STALE_MILLIS);
 
 /// Keeps a session up for ever.
-pub(super) async fn keep(context: Context) {
+pub(super) async fn keep(context: Context, mut source: Source) {
     let mut attempt = 0;
     loop {
-        let reason = match connect(&context).await {
-            Ok(connections) => {
-                attempt = 0;
-                serve(&context, connections).await
-            }
-            Err(error) => failure(&error).to_string(),
+        let reason = match source.find().await {
+            Ok(target) => tokio::select! {
+                reason = hold(&context, &target, &mut attempt) => reason,
+                // Also while connecting: a primary that hangs takes connections and does not answer.
+                primary = source.switched() => {
+                    context.left.send_modify(|left| *left += 1);
+                    format!("the primary is {primary} now")
+                }
+            },
+            Err(reason) => reason,
         };
         if context.outcomes.send(Outcome::Event(BackboneEvent::Disconnected(reason))).is_err() {
             return;
         }
-        sleep(backoff(attempt, getrandom::u64().unwrap_or(u64::MAX))).await;
-        attempt += 1;
+        let random = || getrandom::u64().unwrap_or(u64::MAX);
+        tokio::select! {
+            () = sleep(backoff(attempt, random())) => attempt += 1,
+            _ = source.switched() => {
+                attempt = 0;
+                sleep(backoff(attempt, random())).await;
+            }
+        }
+    }
+}
+
+/// Makes a session and serves it until it breaks. Says why.
+async fn hold(context: &Context, target: &Target, attempt: &mut u32) -> String {
+    match connect(context, target).await {
+        Ok(connections) => {
+            *attempt = 0;
+            serve(context, connections).await
+        }
+        Err(error) => error.to_string(),
     }
 }
 
 /// The wait before a reconnect: a random part of a span that doubles, so that a fleet does not come back at once.
-fn backoff(attempt: u32, random: u64) -> Duration {
+pub(super) fn backoff(attempt: u32, random: u64) -> Duration {
     let most =
         BACKOFF_LEAST_MILLIS.saturating_mul(1u64.checked_shl(attempt).unwrap_or(u64::MAX)).min(BACKOFF_MOST_MILLIS);
     Duration::from_millis(random % (most + 1))
@@ -55,13 +78,15 @@ struct Connections {
     lost: Arc<Notify>,
 }
 
-async fn connect(context: &Context) -> RedisResult<Connections> {
+async fn connect(context: &Context, target: &Target) -> Result<Connections, BackboneError> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(Duration::from_millis(BACKBONE_CONNECT_MILLIS)))
         .set_response_timeout(Some(Duration::from_millis(PUBLISH_MILLIS)))
         .set_pipeline_buffer_size(BACKBONE_COMMANDS);
-    let connection = context.client.get_multiplexed_async_connection_with_config(&config).await?;
-    let commands = Commands::prepare(connection, context.keys.clone(), context.history.clone()).await?;
+    let unanswered = |error: RedisError| failure(&error);
+    let connection = target.client.get_multiplexed_async_connection_with_config(&config).await.map_err(unanswered)?;
+    let (keys, history) = (context.keys.clone(), context.history.clone());
+    let commands = Commands::prepare(connection, target.primary, keys, history).await?;
     let (inbox, pushes) = Inbox::new(BACKBONE_QUEUE);
     let lost = Arc::new(Notify::new());
     let (closed, filled) = (lost.clone(), inbox.clone());
@@ -73,8 +98,8 @@ async fn connect(context: &Context) -> RedisResult<Connections> {
         }
         Ok::<(), Infallible>(())
     });
-    let mut pubsub = context.client.get_multiplexed_async_connection_with_config(&config).await?;
-    pubsub.subscribe(&context.beats).await?;
+    let mut pubsub = target.client.get_multiplexed_async_connection_with_config(&config).await.map_err(unanswered)?;
+    pubsub.subscribe(&context.beats).await.map_err(unanswered)?;
     Ok(Connections { commands, pubsub, pushes, inbox, lost })
 }
 
@@ -83,7 +108,8 @@ async fn serve(context: &Context, connections: Connections) -> String {
     let Connections { commands, pubsub, pushes, inbox, lost } = connections;
     let (subscriptions, changes) = mpsc::unbounded_channel();
     context.beat.store((context.clock)(), Ordering::Relaxed);
-    let link = Link { commands: commands.clone(), subscriptions, pushes, inbox };
+    let left = *context.left.borrow();
+    let link = Link { commands: commands.clone(), subscriptions, pushes, inbox, left };
     if context.outcomes.send(Outcome::Up(link)).is_err() {
         return "the node is stopping".into();
     }
@@ -107,7 +133,7 @@ async fn watch(context: &Context, mut commands: Commands) -> String {
         }
         match timeout(STALE, commands.beat(&context.beats[0], now)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return failure(&error).to_string(),
+            Ok(Err(error)) => return error.to_string(),
             Err(_) => return format!("a command was not answered within {HEARTBEAT_STALE_MILLIS} ms"),
         }
     }

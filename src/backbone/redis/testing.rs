@@ -40,9 +40,13 @@ impl Server {
         RedisConfig { url: format!("unix://{}", self.socket().display()), prefix: "weir:".into() }
     }
 
+    fn client(&self) -> redis::Client {
+        redis::Client::open(self.config().url).expect("an address")
+    }
+
     /// A connection of the test's own.
     pub fn connect(&self) -> Connection {
-        super::client(&self.config()).expect("an address").get_connection().expect("a connection")
+        self.client().get_connection().expect("a connection")
     }
 
     /// Runs one command given as words.
@@ -76,6 +80,13 @@ impl Server {
         self.wait();
     }
 
+    /// Another way to it, which can be closed: a server that runs is then not found there.
+    pub fn door(&self) -> Door {
+        let door = Door { path: self.directory.join("door"), socket: self.socket() };
+        door.open();
+        door
+    }
+
     /// Stops its execution (`SIGSTOP`) or lets it go on (`SIGCONT`): its connections stay open meanwhile.
     pub fn signal(&self, signal: libc::c_int) {
         // SAFETY: no pointers; the process is our child and was not waited for, so its id is not another's.
@@ -92,7 +103,7 @@ impl Server {
     }
 
     fn wait(&self) {
-        let client = super::client(&self.config()).expect("an address");
+        let client = self.client();
         let until = Instant::now() + Duration::from_secs(10);
         loop {
             let pong = client.get_connection().and_then(|mut connection| redis::cmd("PING").exec(&mut connection));
@@ -121,6 +132,29 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// A name of the server's socket.
+pub struct Door {
+    path: PathBuf,
+    socket: PathBuf,
+}
+
+impl Door {
+    /// Where a node finds the server while the door is open.
+    pub fn config(&self) -> RedisConfig {
+        RedisConfig { url: format!("unix://{}", self.path.display()), prefix: "weir:".into() }
+    }
+
+    /// Lets new connections in.
+    pub fn open(&self) {
+        std::os::unix::fs::symlink(&self.socket, &self.path).expect("a name of our own");
+    }
+
+    /// Lets no new connections in.
+    pub fn close(&self) {
+        std::fs::remove_file(&self.path).expect("a name of our own");
     }
 }
 

@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::bounds::Bounds;
-use super::continuity::Tip;
+use super::continuity::{Relation, Tip};
 use super::node_log::{Frames, Sequence};
-use crate::backbone::interface::{Message, Ticket};
+use crate::backbone::interface::{Message, Page, Ticket};
 use crate::limits::PAST_EPOCHS;
 use crate::log::frame::{ChannelBlocks, Micros};
 use crate::log::position::{Epoch, Position};
@@ -30,7 +30,7 @@ pub enum Plan {
     Repair,
     /// The epoch is another: its newest publications.
     StartOver,
-    /// The backbone lost writes and is in this epoch again or still: begin another one, then start over.
+    /// The backbone lost writes and is in this epoch again or still: begin another one that continues it, then start over.
     Renew(Epoch),
 }
 
@@ -74,7 +74,9 @@ pub struct Channel {
     pub blocks: ChannelBlocks,
     pub interests: Vec<Interest>,
     pub pending: Pending,
-    /// Epochs it was in before, the newest last: at most [`PAST_EPOCHS`].
+    /// The epochs that its present one continues.
+    pub ancestors: Vec<Epoch>,
+    /// Epochs it was in before or that those continued, the newest last: at most [`PAST_EPOCHS`].
     past: Vec<Epoch>,
     /// When the subscription ends, if nobody comes back.
     pub linger_until: Option<Micros>,
@@ -114,6 +116,7 @@ impl Channel {
             blocks: ChannelBlocks::default(),
             interests: Vec::new(),
             pending: Pending::default(),
+            ancestors: Vec::new(),
             past: Vec::new(),
             linger_until: None,
             seeded: false,
@@ -131,10 +134,26 @@ impl Channel {
 
     /// Its history has ended with this epoch.
     pub fn leave_epoch(&mut self, epoch: Epoch) {
-        if self.past.len() == PAST_EPOCHS {
-            self.past.remove(0);
+        let ended = self.ancestors.drain(..).chain([epoch]);
+        for epoch in ended {
+            self.past.retain(|known| *known != epoch);
+            self.past.push(epoch);
         }
-        self.past.push(epoch);
+        let drop = self.past.len().saturating_sub(PAST_EPOCHS);
+        self.past.drain(..drop);
+    }
+
+    /// How the epoch of a page stands to what was delivered. `tip` is the epoch the channel is in.
+    #[must_use]
+    pub fn relation(&self, tip: Epoch, page: &Page) -> Relation {
+        let there = |epoch: &Epoch| *epoch == page.head.epoch || page.continues.contains(epoch);
+        if there(&tip) || self.ancestors.iter().any(there) {
+            Relation::Shared
+        } else if self.past.iter().any(there) {
+            Relation::Returned
+        } else {
+            Relation::Fresh
+        }
     }
 
     /// Whether its history has ended with this epoch before.
@@ -229,7 +248,7 @@ mod tests {
     use crate::limits::{PENDING_BYTES, PENDING_MESSAGES};
 
     fn message(bytes: usize) -> Message {
-        Message { channel: "c".into(), position: None, data: Bytes::from(vec![b'x'; bytes]) }
+        Message { channel: "c".into(), position: None, tag: None, data: Bytes::from(vec![b'x'; bytes]) }
     }
 
     #[test]

@@ -6,26 +6,25 @@ use bytes::Bytes;
 
 use super::Relay;
 use super::channel::Channel;
-use super::continuity::{Tip, digest};
+use super::continuity::Tip;
 use super::node_log::Frames;
 use super::outbox::Missed;
+use crate::backbone::interface::Tag;
 use crate::log::frame::{Frame, FrameKind, Micros};
 use crate::log::position::Position;
 use crate::shard::mailbox::ToShard;
 
 impl Relay {
     /// Delivers a publication that follows the channel's last one.
-    pub(super) fn deliver(&mut self, key: usize, position: Position, data: &Bytes, now: Micros) {
+    pub(super) fn deliver(&mut self, key: usize, tip: Tip, data: &Bytes, now: Micros) {
         let Some(last) = self.channels[key].tip else { return };
-        let tip = Some(Tip { position, digest: Some(digest(data)) });
         if data.len() > self.bounds.payload_bytes {
             self.status.oversized.add(1);
-            self.announce_gap(key, last.position, position, now);
-            self.channels[key].tip = tip;
+            self.announce_gap(key, last.position, tip, now);
             return;
         }
-        self.channels[key].tip = tip;
-        self.append_and_post(key, FrameKind::Publication, position, last.position, data, now);
+        self.channels[key].tip = Some(tip);
+        self.append_and_post(key, FrameKind::Publication, tip, last.position, data, now);
     }
 
     /// Delivers a message that was published without a position.
@@ -35,25 +34,27 @@ impl Relay {
             self.status.oversized.add(1);
             return;
         }
-        self.append_and_post(key, FrameKind::Unpositioned, last.position, last.position, data, now);
+        self.append_and_post(key, FrameKind::Unpositioned, last, last.position, data, now);
     }
 
     /// Keeps a publication of a channel that is being opened: nobody was told of it yet.
-    pub(super) fn fill(&mut self, key: usize, position: Position, data: &Bytes, now: Micros) {
-        let frame = self.encode(key, FrameKind::Publication, position, data, now);
-        self.log.append(&mut self.channels[key].frames, key, frame, &self.settings.history);
+    pub(super) fn fill(&mut self, key: usize, at: Tip, data: &Bytes, now: Micros) {
+        let frame = self.encode(key, FrameKind::Publication, at.position, data, now);
+        self.log.append(&mut self.channels[key].frames, key, (frame, at.tag), &self.settings.history);
     }
 
     /// Announces that what lies between two positions is lost. The channel's log starts anew: it stays consecutive.
-    pub(super) fn announce_gap(&mut self, key: usize, from: Position, to: Position, now: Micros) {
+    pub(super) fn announce_gap(&mut self, key: usize, from: Position, tip: Tip, now: Micros) {
+        let to = tip.position;
         // One line a channel can be very many: the counter is what an operator watches.
         tracing::debug!(channel = %self.channels[key].name, ?from, ?to, "publications are lost");
         self.status.gaps.add(1);
-        self.restart_at(key, from, to, now);
+        self.restart_at(key, from, tip, now);
     }
 
     /// Goes on at a position that does not follow: the channel's log starts anew, and whoever wants the channel is told.
-    pub(super) fn restart_at(&mut self, key: usize, from: Position, to: Position, now: Micros) {
+    pub(super) fn restart_at(&mut self, key: usize, from: Position, tip: Tip, now: Micros) {
+        let to = tip.position;
         let frame = self.gap_frame(key, from, to, now);
         let channel = &mut self.channels[key];
         if to.epoch != from.epoch {
@@ -63,7 +64,7 @@ impl Relay {
             self.log.clear(&mut channel.frames);
         }
         channel.gaps += 1;
-        channel.tip = Some(Tip { position: to, digest: None });
+        channel.tip = Some(tip);
         let sequence = self.log.number();
         self.post(key, &frame, sequence, from);
     }
@@ -116,23 +117,15 @@ impl Relay {
         Arc::new(self.encoder.encode(&mut channel.blocks, &channel.name, kind, position, &text, now))
     }
 
-    fn append_and_post(
-        &mut self,
-        key: usize,
-        kind: FrameKind,
-        position: Position,
-        from: Position,
-        data: &Bytes,
-        now: Micros,
-    ) {
-        let frame = self.encode(key, kind, position, data, now);
-        self.keep_and_post(key, frame, from);
+    fn append_and_post(&mut self, key: usize, kind: FrameKind, at: Tip, from: Position, data: &Bytes, now: Micros) {
+        let frame = self.encode(key, kind, at.position, data, now);
+        self.keep_and_post(key, frame, at.tag, from);
     }
 
     /// Keeps a frame and posts it to whoever wants the channel.
-    pub(super) fn keep_and_post(&mut self, key: usize, frame: Arc<Frame>, from: Position) {
+    pub(super) fn keep_and_post(&mut self, key: usize, frame: Arc<Frame>, tag: Option<Tag>, from: Position) {
         let frames: &mut Frames = &mut self.channels[key].frames;
-        let sequence = self.log.append(frames, key, frame.clone(), &self.settings.history);
+        let sequence = self.log.append(frames, key, (frame.clone(), tag), &self.settings.history);
         self.post(key, &frame, sequence, from);
     }
 

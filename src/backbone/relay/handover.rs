@@ -7,7 +7,7 @@ use super::Relay;
 use super::channel::{Channel, Exported, Name, Phase};
 use super::continuity::{Tip, Verdict, judge};
 use crate::backbone::handover::{Piece, Place, SeedChannel, ToBackbone};
-use crate::backbone::interface::Backbone;
+use crate::backbone::interface::{Backbone, Tag};
 use crate::limits::HANDOVER_PIECE_BYTES;
 use crate::log::frame::{FrameKind, FrameParts, Micros};
 use crate::log::position::Position;
@@ -115,14 +115,14 @@ impl Relay {
         let restart = fresh || before.gaps != channel.gaps;
         let after = if restart { 0 } else { before.sequence };
         let (mut frames, mut sequence, mut more) = (Vec::new(), after, false);
-        for (number, frame) in channel.frames.numbered_after(after) {
+        for (number, tag, frame) in channel.frames.numbered_after(after) {
             if *room == 0 {
                 more = true;
                 break;
             }
             let parts = frame.parts();
             *room = room.saturating_sub(parts.bytes());
-            frames.push(parts);
+            frames.push((parts, tag));
             sequence = number;
         }
         let after_beat = if channel.after_beat.0 == beat { channel.after_beat.1 } else { 0 };
@@ -133,7 +133,8 @@ impl Relay {
         news.then(|| SeedChannel {
             name: channel.name.clone(),
             tip: tip.position,
-            digest: tip.digest,
+            tag: tip.tag,
+            ancestors: channel.ancestors.clone(),
             past: channel.past().to_vec(),
             shards: channel.interests.iter().map(|interest| interest.shard).collect(),
             restart,
@@ -168,59 +169,63 @@ impl Relay {
         channel.after_beat = (0, seed.after_beat);
         let Some(tip) = channel.tip else {
             seed.past.iter().for_each(|&epoch| channel.leave_epoch(epoch));
-            channel.tip = Some(Tip { position: seed.frames.first().map_or(seed.tip, before), digest: None });
+            channel.ancestors.clone_from(&seed.ancestors);
+            let start = seed.frames.first().map_or(seed.tip, |(parts, _)| before(parts));
+            channel.tip = Some(Tip { position: start, tag: None });
             return self.import_frames(key, seed, now);
         };
         if tip.position.epoch != seed.tip.epoch && channel.was_in(seed.tip.epoch) {
             // This process has seen the end of that epoch already.
             return Ok(());
         }
-        if let (true, Some(first)) = (seed.restart, seed.frames.first()) {
-            self.go_to(key, before(first), now);
+        if let (true, Some((first, _))) = (seed.restart, seed.frames.first()) {
+            self.go_to(key, Tip { position: before(first), tag: None }, now);
         }
         self.import_frames(key, seed, now)
     }
 
     fn import_frames(&mut self, key: usize, seed: SeedChannel, now: Micros) -> Result<(), String> {
-        for parts in &seed.frames {
+        for (parts, tag) in &seed.frames {
             let Some(tip) = self.channels[key].tip else { return Ok(()) };
             match parts.kind {
                 FrameKind::Publication => match judge(tip.position, parts.position) {
-                    Verdict::Next => self.import_frame(key, parts, tip.position)?,
+                    Verdict::Next => self.import_frame(key, parts, *tag, tip.position)?,
                     Verdict::Duplicate => {}
                     // More was published between two passes than the log holds.
                     Verdict::Jump => {
-                        self.go_to(key, before(parts), now);
-                        self.import_frame(key, parts, before(parts))?;
+                        self.go_to(key, Tip { position: before(parts), tag: None }, now);
+                        self.import_frame(key, parts, *tag, before(parts))?;
                     }
                 },
                 // A channel that went another way hears of these itself.
-                FrameKind::Unpositioned if self.channels[key].seeded => self.import_frame(key, parts, tip.position)?,
+                FrameKind::Unpositioned if self.channels[key].seeded => {
+                    self.import_frame(key, parts, *tag, tip.position)?
+                }
                 FrameKind::Unpositioned | FrameKind::Gap => {}
             }
         }
         if !seed.more {
-            self.go_to(key, seed.tip, now);
+            self.go_to(key, Tip { position: seed.tip, tag: seed.tag }, now);
             if let Some(tip) = self.channels[key].tip.as_mut().filter(|tip| tip.position == seed.tip) {
-                tip.digest = seed.digest;
+                tip.tag = seed.tag;
             }
         }
         Ok(())
     }
 
-    fn import_frame(&mut self, key: usize, parts: &FrameParts, from: Position) -> Result<(), String> {
+    fn import_frame(&mut self, key: usize, parts: &FrameParts, tag: Option<Tag>, from: Position) -> Result<(), String> {
         let channel = &mut self.channels[key];
         let frame = channel.blocks.restore(parts).map_err(|error| format!("channel {}: {error}", channel.name))?;
-        channel.tip = Some(Tip { position: parts.position, digest: None });
-        self.keep_and_post(key, Arc::new(frame), from);
+        channel.tip = Some(Tip { position: parts.position, tag });
+        self.keep_and_post(key, Arc::new(frame), tag, from);
         Ok(())
     }
 
     /// Moves a channel on to a position without what lies between: nobody of this process was served yet, and whoever comes from
     /// the other one has seen it there.
-    fn go_to(&mut self, key: usize, to: Position, now: Micros) {
+    fn go_to(&mut self, key: usize, to: Tip, now: Micros) {
         let Some(tip) = self.channels[key].tip else { return };
-        let ahead = tip.position.epoch == to.epoch && tip.position.offset >= to.offset;
+        let ahead = tip.position.epoch == to.position.epoch && tip.position.offset >= to.position.offset;
         if !ahead {
             self.restart_at(key, tip.position, to, now);
         }

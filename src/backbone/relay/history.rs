@@ -114,7 +114,7 @@ mod tests {
     }
 
     fn read(offsets: &[u64]) -> Vec<Stored> {
-        offsets.iter().map(|&offset| Stored { offset, data: Bytes::new() }).collect()
+        offsets.iter().map(|&offset| Stored { offset, tag: None, previous: None, data: Bytes::new() }).collect()
     }
 
     #[test]

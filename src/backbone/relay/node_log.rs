@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::bounds::Bounds;
-use crate::log::frame::{Frame, Micros};
+use crate::backbone::interface::Tag;
+use crate::log::frame::{Frame, FrameKind, Micros};
+use crate::log::position::Offset;
 use crate::settings::HistoryConfig;
 
 /// Numbers everything the relay sent to shards, over all channels.
@@ -16,6 +18,8 @@ const FRAME_OVERHEAD: usize = size_of::<Frame>() + size_of::<Entry>() + size_of:
 #[derive(Debug)]
 struct Entry {
     sequence: Sequence,
+    /// The publication's tag, if it has one.
+    tag: Option<Tag>,
     frame: Arc<Frame>,
 }
 
@@ -39,10 +43,16 @@ impl Frames {
         (whole, self.entries.range(start..).map(|entry| &entry.frame))
     }
 
-    /// The frames after `sequence` with their numbers.
-    pub fn numbered_after(&self, sequence: Sequence) -> impl Iterator<Item = (Sequence, &Arc<Frame>)> {
+    /// The frames after `sequence` with their numbers and tags.
+    pub fn numbered_after(&self, sequence: Sequence) -> impl Iterator<Item = (Sequence, Option<Tag>, &Arc<Frame>)> {
         let start = self.entries.partition_point(|entry| entry.sequence <= sequence);
-        self.entries.range(start..).map(|entry| (entry.sequence, &entry.frame))
+        self.entries.range(start..).map(|entry| (entry.sequence, entry.tag, &entry.frame))
+    }
+
+    /// The offsets and tags of the publications that have one, oldest first.
+    pub fn tags(&self) -> impl Iterator<Item = (Offset, Tag)> {
+        let publications = self.entries.iter().filter(|entry| entry.frame.kind == FrameKind::Publication);
+        publications.filter_map(|entry| Some((entry.frame.position.offset, entry.tag?)))
     }
 
     fn first(&self) -> Option<Sequence> {
@@ -88,12 +98,18 @@ impl NodeLog {
         self.sequence
     }
 
-    /// Keeps a frame of the channel `key`, within the channel's own bounds.
-    pub fn append(&mut self, frames: &mut Frames, key: usize, frame: Arc<Frame>, history: &HistoryConfig) -> Sequence {
+    /// Keeps a frame of the channel `key` and its tag, within the channel's own bounds.
+    pub fn append(
+        &mut self,
+        frames: &mut Frames,
+        key: usize,
+        (frame, tag): (Arc<Frame>, Option<Tag>),
+        history: &HistoryConfig,
+    ) -> Sequence {
         let sequence = self.number();
         let bytes = size(&frame);
         self.places.push_back(Place { key, sequence, arrived: frame.arrived });
-        frames.entries.push_back(Entry { sequence, frame });
+        frames.entries.push_back(Entry { sequence, tag, frame });
         frames.bytes += bytes;
         self.bytes += bytes;
         self.frames += 1;
@@ -193,11 +209,11 @@ mod tests {
     fn a_channel_keeps_its_newest() {
         let (mut log, mut frames) = (NodeLog::default(), Frames::default());
         for offset in 1..=5 {
-            log.append(&mut frames, 0, frame(offset, 10, 0), &history(3, 1 << 20));
+            log.append(&mut frames, 0, (frame(offset, 10, 0), None), &history(3, 1 << 20));
         }
         assert_eq!(offsets(&frames), [3, 4, 5]);
         // A frame alone over the channel's bytes is not kept: the log stays consecutive and empty.
-        log.append(&mut frames, 0, frame(6, 10_000, 0), &history(3, 5_000));
+        log.append(&mut frames, 0, (frame(6, 10_000, 0), None), &history(3, 5_000));
         assert!(offsets(&frames).is_empty());
         assert_eq!(log.bytes(), 0);
     }
@@ -205,8 +221,9 @@ mod tests {
     #[test]
     fn numbers_find_what_is_still_there() {
         let (mut log, mut frames) = (NodeLog::default(), Frames::default());
-        let numbers: Vec<_> =
-            (1..=4).map(|offset| log.append(&mut frames, 0, frame(offset, 1, 0), &history(3, 1 << 20))).collect();
+        let numbers: Vec<_> = (1..=4)
+            .map(|offset| log.append(&mut frames, 0, (frame(offset, 1, 0), None), &history(3, 1 << 20)))
+            .collect();
         let found = |number| {
             let (whole, rest) = frames.from(number);
             (whole, rest.map(|frame| frame.position.offset).collect::<Vec<_>>())
@@ -224,7 +241,7 @@ mod tests {
         let wide = history(100, usize::MAX);
         for offset in 1..=6 {
             let key = usize::from(offset > 2);
-            log.append(&mut channels[key], key, frame(offset, big, offset), &wide);
+            log.append(&mut channels[key], key, (frame(offset, big, offset), None), &wide);
         }
         while let Some((key, sequence)) = log.overdue(0) {
             log.drop_until(&mut channels[key], sequence);
@@ -241,7 +258,7 @@ mod tests {
     fn stale_places_are_cleared() {
         let (mut log, mut frames) = (NodeLog::default(), Frames::default());
         for offset in 1..=Bounds::default().stale_places as u64 + 10 {
-            log.append(&mut frames, 0, frame(offset, 1, 0), &history(2, 1 << 20));
+            log.append(&mut frames, 0, (frame(offset, 1, 0), None), &history(2, 1 << 20));
         }
         log.compact(|_| Some(&frames));
         assert_eq!(log.places.len(), 2);

@@ -10,7 +10,7 @@
 use bytes::Bytes;
 
 use super::channel::{Name, Phase, Plan};
-use super::continuity::{Repair, Step, Tip, Verdict, digest, judge, read_since, repair, start_over};
+use super::continuity::{Repair, Step, Tip, Verdict, judge, known_tags, read_since, repair, start_over};
 use super::{Relay, Waiting};
 use crate::backbone::interface::{BackboneError, Message, Page, Read, Ticket};
 use crate::limits::RECOVERY_RETRY_MILLIS;
@@ -178,11 +178,18 @@ impl Relay {
             (Plan::StartOver, Some(tip)) if page.head.epoch == tip.position.epoch => {
                 return self.read_next(name, Plan::Repair);
             }
-            // Back in an epoch that was left: its offsets were used before, and some of its publications delivered.
+            // Back in an epoch that was left: its positions would mean two things.
             (Plan::StartOver, Some(_)) if channel.was_in(page.head.epoch) => {
                 return self.read_next(name, Plan::Renew(page.head.epoch));
             }
-            (Plan::StartOver, Some(tip)) => self.take_steps(name.key, start_over(tip.position, page), now),
+            (Plan::StartOver, Some(tip)) => {
+                let channel = &self.channels[name.key];
+                let known = known_tags(tip, channel.frames.tags());
+                let relation = channel.relation(tip.position.epoch, &page);
+                let ancestors = page.continues.clone();
+                self.take_steps(name.key, start_over(tip, &known, relation, page), now);
+                self.channels[name.key].ancestors = ancestors;
+            }
             _ => self.open(name.key, page, now),
         }
         self.go_live(name, now);
@@ -201,7 +208,8 @@ impl Relay {
                 Step::Deliver(stored) => {
                     let Some(tip) = self.channels[key].tip else { return };
                     self.status.repaired.add(1);
-                    self.deliver(key, Position { offset: stored.offset, ..tip.position }, &stored.data, now);
+                    let position = Position { offset: stored.offset, ..tip.position };
+                    self.deliver(key, Tip { position, tag: stored.tag }, &stored.data, now);
                 }
             }
         }
@@ -211,14 +219,16 @@ impl Relay {
     /// the head.
     fn open(&mut self, key: usize, page: Page, now: Micros) {
         let head = page.head;
-        let newest = page.publications.last().filter(|stored| stored.offset == head.offset);
-        self.channels[key].tip = Some(Tip { position: head, digest: newest.map(|stored| digest(&stored.data)) });
+        let channel = &mut self.channels[key];
+        channel.tip = Some(Tip { position: head, tag: page.tag });
+        channel.ancestors.clone_from(&page.continues);
         let largest = self.bounds.payload_bytes;
         let held = page.publications.iter().rev().zip(0..);
         let count = held.take_while(|(s, back)| s.offset + back == head.offset && s.data.len() <= largest).count();
         let consecutive = &page.publications[page.publications.len() - count..];
         for stored in consecutive {
-            self.fill(key, Position { epoch: head.epoch, offset: stored.offset }, &stored.data, now);
+            let at = Tip { position: Position { epoch: head.epoch, offset: stored.offset }, tag: stored.tag };
+            self.fill(key, at, &stored.data, now);
         }
         let shards: Vec<usize> = self.channels[key].interests.iter().map(|interest| interest.shard).collect();
         for shard in shards {
@@ -268,7 +278,7 @@ impl Relay {
         };
         let verdict = judge(tip.position, position);
         match verdict {
-            Verdict::Next => self.deliver(key, position, data, now),
+            Verdict::Next => self.deliver(key, Tip { position, tag: message.tag }, data, now),
             Verdict::Duplicate => self.status.duplicates.add(1),
             Verdict::Jump => {}
         }

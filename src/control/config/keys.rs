@@ -105,7 +105,8 @@ pub(super) const KEYS: &[Key] = &[
     }),
     key(
         "redis.url",
-        "The Redis or Valkey server that the nodes share. Empty means the embedded backbone: one node.",
+        "The Redis or Valkey server that the nodes share, or the sentinels that name it. Empty means the embedded backbone: one \
+         node.",
         |d| Place::Text(&mut d.redis.url, &REDIS_URL),
     ),
     key("redis.prefix", "What every key and channel name in Redis starts with.", |d| {

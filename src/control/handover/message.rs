@@ -71,8 +71,6 @@ pub struct Facts {
     pub redis_prefix: Option<String>,
     /// Names its heartbeat.
     pub node: u64,
-    /// What the digest of a fixed text is there: when it is another here, digests mean nothing.
-    pub digest: u64,
     /// How earlier hand-overs ended.
     pub tally: Tally,
 }

@@ -6,7 +6,7 @@ use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
 
 use crate::backbone::handover::{Piece, SeedChannel, StoredChannel, StoredKey};
-use crate::backbone::interface::Stored;
+use crate::backbone::interface::{Stored, Tag};
 use crate::log::frame::{FrameKind, FrameParts, Micros};
 use crate::log::position::{Epoch, Position};
 use crate::wire::channel_name;
@@ -28,7 +28,8 @@ pub struct PieceHead {
 struct ChannelHead {
     name: String,
     tip: Place,
-    digest: Option<u64>,
+    tag: Option<u64>,
+    ancestors: Vec<u32>,
     past: Vec<u32>,
     shards: Vec<usize>,
     restart: bool,
@@ -37,9 +38,9 @@ struct ChannelHead {
     frames: Vec<FrameHead>,
 }
 
-/// Kind (0 publication, 1 without a position, 2 gap), place, arrival, bytes of the event, of its data lines and of the WebSocket
+/// Kind (0 publication, 1 without a position, 2 gap), tag, place, arrival, bytes of the event, of its data lines and of the WebSocket
 /// frame, and where in that the publication lies.
-type FrameHead = (u8, Place, Micros, u32, u32, u32, (u32, u32));
+type FrameHead = (u8, Option<u64>, Place, Micros, u32, u32, u32, (u32, u32));
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -65,13 +66,14 @@ pub fn split(piece: &Piece) -> (PieceHead, Vec<u8>) {
     let channels = piece.channels.iter().map(|channel| ChannelHead {
         name: channel.name.as_ref().to_owned(),
         tip: place(channel.tip),
-        digest: channel.digest,
+        tag: channel.tag.map(|tag| tag.0),
+        ancestors: channel.ancestors.iter().map(|epoch| epoch.0).collect(),
         past: channel.past.iter().map(|epoch| epoch.0).collect(),
         shards: channel.shards.clone(),
         restart: channel.restart,
         more: channel.more,
         after_beat: channel.after_beat,
-        frames: channel.frames.iter().map(|frame| split_frame(frame, &mut body)).collect(),
+        frames: channel.frames.iter().map(|(frame, tag)| split_frame(frame, *tag, &mut body)).collect(),
     });
     let channels = channels.collect();
     let stored = piece.stored.iter().map(|stored| StoredHead {
@@ -96,7 +98,7 @@ pub fn split(piece: &Piece) -> (PieceHead, Vec<u8>) {
     (PieceHead { channels, stored, keys: keys.collect() }, body)
 }
 
-fn split_frame(frame: &FrameParts, body: &mut Vec<u8>) -> FrameHead {
+fn split_frame(frame: &FrameParts, tag: Option<Tag>, body: &mut Vec<u8>) -> FrameHead {
     body.extend_from_slice(&frame.sse);
     body.extend_from_slice(&frame.websocket);
     let kind = match frame.kind {
@@ -106,7 +108,7 @@ fn split_frame(frame: &FrameParts, body: &mut Vec<u8>) -> FrameHead {
     };
     let (sse, websocket) = (frame.sse.len() as u32, frame.websocket.len() as u32);
     let publication = (frame.publication.start, frame.publication.end);
-    (kind, place(frame.position), frame.arrived, sse, frame.sse_body, websocket, publication)
+    (kind, tag.map(|tag| tag.0), place(frame.position), frame.arrived, sse, frame.sse_body, websocket, publication)
 }
 
 /// Puts a piece together.
@@ -121,7 +123,8 @@ pub fn join(head: PieceHead, mut body: Bytes) -> Result<Piece, String> {
             frames: frames.collect::<Result<_, _>>()?,
             name: name(channel.name)?,
             tip: position(channel.tip),
-            digest: channel.digest,
+            tag: channel.tag.map(Tag),
+            ancestors: channel.ancestors.into_iter().map(Epoch).collect(),
             past: channel.past.into_iter().map(Epoch).collect(),
             shards: channel.shards,
             restart: channel.restart,
@@ -130,10 +133,11 @@ pub fn join(head: PieceHead, mut body: Bytes) -> Result<Piece, String> {
         });
     }
     for stored in head.stored {
-        let kept = stored
-            .kept
-            .into_iter()
-            .map(|(offset, since, length)| Ok::<_, String>((Stored { offset, data: take(&mut body, length)? }, since)));
+        let kept = stored.kept.into_iter().map(|(offset, since, length)| {
+            // The embedded backbone loses no writes: nothing is tagged.
+            let data = take(&mut body, length)?;
+            Ok::<_, String>((Stored { offset, tag: None, previous: None, data }, since))
+        });
         let kept = kept.collect::<Result<_, _>>()?;
         piece.stored.push(StoredChannel { name: name(stored.name)?, head: position(stored.head), kept });
     }
@@ -143,8 +147,8 @@ pub fn join(head: PieceHead, mut body: Bytes) -> Result<Piece, String> {
     if body.is_empty() { Ok(piece) } else { Err(format!("{} bytes more than its head counts", body.len())) }
 }
 
-fn join_frame(head: FrameHead, body: &mut Bytes) -> Result<FrameParts, String> {
-    let (kind, at, arrived, sse, sse_body, websocket, (start, end)) = head;
+fn join_frame(head: FrameHead, body: &mut Bytes) -> Result<(FrameParts, Option<Tag>), String> {
+    let (kind, tag, at, arrived, sse, sse_body, websocket, (start, end)) = head;
     let kind = match kind {
         0 => FrameKind::Publication,
         1 => FrameKind::Unpositioned,
@@ -152,7 +156,8 @@ fn join_frame(head: FrameHead, body: &mut Bytes) -> Result<FrameParts, String> {
         other => return Err(format!("a frame of kind {other}; allowed: 0 to 2")),
     };
     let (sse, websocket) = (take(body, sse)?, take(body, websocket)?);
-    Ok(FrameParts { kind, position: position(at), arrived, sse, sse_body, websocket, publication: start..end })
+    let parts = FrameParts { kind, position: position(at), arrived, sse, sse_body, websocket, publication: start..end };
+    Ok((parts, tag.map(Tag)))
 }
 
 fn take(body: &mut Bytes, length: u32) -> Result<Bytes, String> {

@@ -16,7 +16,6 @@ use super::message::{Facts, Identity, Message};
 use super::pieces::{self, PieceHead};
 use super::{Moved, Step, Tally};
 use crate::backbone::handover::ToBackbone;
-use crate::backbone::relay;
 use crate::limits::{HANDOVER_DESCRIPTORS, HANDOVER_PREPARE_MILLIS, HANDOVER_START_MILLIS, MAILBOX_RETRY_MILLIS};
 use crate::log::frame::Micros;
 use crate::shard::handover::{Arriving, Carried, Expected, Verdict};
@@ -111,8 +110,7 @@ impl Inheritance {
     /// Why not; the old process knows it too. No socket was touched, and this process is of no use any more.
     pub fn take(self, heir: Heir) -> Result<(Moved, Tally), TakeError> {
         let expected = vec![BTreeSet::new(); heir.mailboxes.len()];
-        let digests = self.facts.digest == relay::digest_probe();
-        let mut take = Take { heir, link: self.link, expected, fresh: Vec::new(), digests };
+        let mut take = Take { heir, link: self.link, expected, fresh: Vec::new() };
         match take.run() {
             Ok((connections, since)) => {
                 let pause = (take.heir.clock)().saturating_sub(since);
@@ -150,8 +148,6 @@ struct Take {
     expected: Vec<BTreeSet<Arc<str>>>,
     /// Those that it is still to be told, with their shards.
     fresh: Vec<(usize, Arc<str>)>,
-    /// Whether the other process's digests mean the same here.
-    digests: bool,
 }
 
 /// A shard that takes connections in.
@@ -218,9 +214,8 @@ impl Take {
     }
 
     fn import(&mut self, head: PieceHead, body: Bytes) -> Result<(), TakeError> {
-        let mut piece = pieces::join(head, body)?;
-        for channel in &mut piece.channels {
-            channel.digest = channel.digest.filter(|_| self.digests);
+        let piece = pieces::join(head, body)?;
+        for channel in &piece.channels {
             for shard in &channel.shards {
                 let shard = shard % self.expected.len();
                 if self.expected[shard].insert(channel.name.clone()) {

@@ -18,6 +18,7 @@ use super::process::Successor;
 use super::taking::{Heir, Inheritance};
 use super::*;
 use crate::backbone::handover::{Piece, SeedChannel, ToBackbone};
+use crate::backbone::interface::Tag;
 use crate::log::position::{Epoch, Position};
 use crate::shard::handover::{Arriving, Carried, Leaving, Verdict};
 use crate::shard::mailbox::{Mailbox, ToShard};
@@ -169,7 +170,8 @@ fn piece() -> Piece {
     let channel = SeedChannel {
         name: "news".into(),
         tip: Position { epoch: Epoch(3), offset: 4 },
-        digest: None,
+        tag: Some(Tag(5)),
+        ancestors: vec![Epoch(2)],
         past: vec![Epoch(1)],
         shards: vec![0, 1],
         restart: true,

@@ -9,7 +9,6 @@ use serde_json::json;
 
 use super::lifecycle::Phase;
 use super::{Node, NodeError};
-use crate::backbone::relay;
 use crate::control::clock::monotonic_micros;
 use crate::control::handover::leaving::{Leaver, Patience, hand_over};
 use crate::control::handover::message::Facts;
@@ -64,7 +63,6 @@ impl Node {
                 shards: self.mailboxes.len(),
                 redis_prefix: self.succession.redis_prefix.clone(),
                 node: self.succession.node,
-                digest: relay::digest_probe(),
                 tally: *self.state.tally(),
             },
             mailboxes: self.mailboxes.clone(),

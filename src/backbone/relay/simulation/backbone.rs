@@ -269,7 +269,7 @@ impl SimulatedBackbone {
 
     /// Somebody uses plain `PUBLISH`.
     pub fn publish_plain(&mut self, channel: &Arc<str>, data: bytes::Bytes) {
-        self.send(Some(Message { channel: channel.as_ref().to_owned(), position: None, data }));
+        self.send(Some(Message { channel: channel.as_ref().to_owned(), position: None, tag: None, data }));
     }
 
     fn send(&mut self, message: Option<Message>) {

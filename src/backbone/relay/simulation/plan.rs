@@ -24,7 +24,7 @@ pub struct Plan {
     pub burst: usize,
     /// Nothing is lost, and no history changes its epoch, without the relay being told.
     pub loud: bool,
-    /// See [`super::truth::Truth::forgetful`].
+    /// Histories may be shorter than what a failover takes back.
     pub forgetful: bool,
     /// Some publishers keep no history.
     pub holes: bool,

@@ -99,7 +99,7 @@ impl Reader {
     fn skip(&self, line: &Line, end: usize) -> Result<(), String> {
         let told = |record: &Record| self.told.is_some_and(|told| record.at <= told);
         let due = |index: &usize| !self.seen.contains(index);
-        let fine = |record: &Record| record.lost || record.excused || told(record);
+        let fine = |record: &Record| record.lost || told(record);
         match (self.next.max(self.owed)..end).filter(due).map(|index| &line.records[index]).find(|record| !fine(record))
         {
             Some(record) => Err(format!("{record:?} is lost and nobody was told; gap at {:?}", self.told)),
@@ -152,7 +152,7 @@ fn record<'a>(line: &'a Line, frame: &Frame) -> Result<(usize, &'a Record), Stri
     let text = text(frame);
     let found = named('p', &text).and_then(|id| line.find(id));
     found
-        .filter(|(_, record)| record.position == frame.position && !record.oversized)
+        .filter(|(_, record)| record.is_at(frame.position) && !record.oversized)
         .ok_or_else(|| format!("{text} at {:?}; what happened is {found:?}", frame.position))
 }
 

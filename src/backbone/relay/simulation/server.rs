@@ -5,16 +5,25 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::truth::{Truth, named};
-use crate::backbone::interface::{Message, Page, Read, Stored};
+use crate::backbone::interface::{Message, Page, Read, Stored, Tag};
+use crate::limits::PAST_EPOCHS;
 use crate::log::frame::Micros;
 use crate::log::position::{Epoch, Offset, Position};
 use crate::shard::mailbox::Publish;
 use crate::shard::simulation::random::Random;
 
+/// A channel's position, what is known of the publication there, and the epochs that this one continues.
+#[derive(Debug, Clone, Default)]
+struct Meta {
+    position: Position,
+    tag: Option<Tag>,
+    was: Vec<Epoch>,
+}
+
 /// A channel's keys.
 #[derive(Debug, Clone, Default)]
 struct Keys {
-    meta: Option<Position>,
+    meta: Option<Meta>,
     stream: VecDeque<Stored>,
     /// The stream's last id.
     last: Offset,
@@ -43,6 +52,8 @@ pub struct Server {
     /// Bytes of the largest payload that a node takes.
     largest: usize,
     epochs: Random,
+    /// The last tag: a clock, which no failover sets back.
+    tags: u64,
     /// Counts what takes publications away other than by their number.
     pub upheavals: u64,
     pub truth: Truth,
@@ -52,18 +63,23 @@ impl Server {
     /// An empty server that keeps so many publications a channel, for nodes that take payloads of up to `largest` bytes.
     pub fn new(messages: usize, largest: usize, epochs: Random) -> Self {
         let (data, replica) = Default::default();
-        Self { data, replica, messages, largest, epochs, upheavals: 0, truth: Truth::default() }
+        Self { data, replica, messages, largest, epochs, tags: 0, upheavals: 0, truth: Truth::default() }
     }
 
     fn keys(&mut self, channel: &Arc<str>) -> &mut Keys {
         self.data.channels.entry(channel.clone()).or_default()
     }
 
-    fn begin_epoch(&mut self, channel: &Arc<str>) -> Position {
-        let position = Position { epoch: Epoch((self.epochs.next() as u32).max(1)), offset: 0 };
-        self.keys(channel).meta = Some(position);
-        self.truth.line(channel).begin(position.epoch);
-        position
+    fn new_epoch(&mut self) -> Epoch {
+        Epoch((self.epochs.next() as u32).max(1))
+    }
+
+    /// Begins an epoch that continues none.
+    fn begin_epoch(&mut self, channel: &Arc<str>) -> Meta {
+        let meta = Meta { position: Position { epoch: self.new_epoch(), offset: 0 }, ..Meta::default() };
+        self.keys(channel).meta = Some(meta.clone());
+        self.truth.line(channel).begin(meta.position.epoch);
+        meta
     }
 
     /// Publishes; returns the position and, unless it is a repetition, the message for whoever is subscribed. A publisher of
@@ -74,24 +90,28 @@ impl Server {
         if let Some(&first) = once.as_ref().and_then(|once| self.data.once.get(once)) {
             return (first, None);
         }
-        let mut position = match self.keys(channel).meta {
-            Some(position) => position,
+        let mut meta = match self.keys(channel).meta.clone() {
+            Some(meta) => meta,
             None => {
                 self.keys(channel).delete_stream();
                 self.begin_epoch(channel)
             }
         };
-        if keep && self.keys(channel).last > position.offset {
+        if keep && self.keys(channel).last > meta.position.offset {
             // The stream takes no such id: meta and stream do not belong together.
             self.keys(channel).delete_stream();
-            position = self.begin_epoch(channel);
+            meta = self.begin_epoch(channel);
         }
-        position.offset += 1;
+        self.tags += 1;
+        let (tag, previous) = (Some(Tag(self.tags)), meta.tag);
+        meta.position.offset += 1;
+        meta.tag = tag;
+        let position = meta.position;
         let most = self.messages;
         let keys = self.keys(channel);
-        keys.meta = Some(position);
+        keys.meta = Some(meta);
         if keep {
-            keys.stream.push_back(Stored { offset: position.offset, data: publish.data.clone() });
+            keys.stream.push_back(Stored { offset: position.offset, tag, previous, data: publish.data.clone() });
             keys.last = position.offset;
             while keys.stream.len() > most {
                 keys.stream.pop_front();
@@ -103,17 +123,19 @@ impl Server {
             self.data.once.insert(once, position);
         }
         let message =
-            Message { channel: channel.as_ref().to_owned(), position: Some(position), data: publish.data.clone() };
+            Message { channel: channel.as_ref().to_owned(), position: Some(position), tag, data: publish.data.clone() };
         (position, Some(message))
     }
 
     /// Reads from a channel's history.
     pub fn read(&mut self, read: &Read) -> Page {
         if read.create && self.keys(&read.channel).meta.is_none() {
+            self.keys(&read.channel).delete_stream();
             self.begin_epoch(&read.channel);
         }
         let keys = self.keys(&read.channel);
-        let head = keys.meta.unwrap_or_default();
+        let meta = keys.meta.clone().unwrap_or_default();
+        let head = meta.position;
         let kept = keys.stream.iter().filter(|stored| stored.offset <= head.offset);
         let publications = if read.reverse {
             let below = read.since.unwrap_or(Offset::MAX);
@@ -122,22 +144,29 @@ impl Server {
             let above = read.since.unwrap_or(0);
             kept.filter(|stored| stored.offset > above).take(read.limit).cloned().collect()
         };
-        Page { head, publications }
+        Page { head, tag: meta.tag, continues: meta.was, publications }
     }
 
-    /// Begins a new epoch if the channel is still in `epoch`.
+    /// Begins an epoch that continues `epoch`, if the channel is still in that.
     pub fn renew(&mut self, channel: &Arc<str>, epoch: Epoch) -> Page {
-        if self.keys(channel).meta.is_some_and(|position| position.epoch == epoch) {
+        let meta = self.keys(channel).meta.clone().unwrap_or_default();
+        if meta.position.epoch == epoch && meta.position != Position::default() {
             self.upheavals += 1;
-            self.keys(channel).delete_stream();
-            self.begin_epoch(channel);
+            let new = self.new_epoch();
+            let meta = self.keys(channel).meta.as_mut().expect("it is in an epoch");
+            meta.position.epoch = new;
+            meta.was.push(epoch);
+            let drop = meta.was.len().saturating_sub(PAST_EPOCHS);
+            meta.was.drain(..drop);
+            self.truth.line(channel).carry_over(epoch, new);
         }
-        Page { head: self.head(channel), publications: Vec::new() }
+        let meta = self.keys(channel).meta.clone().unwrap_or_default();
+        Page { head: meta.position, tag: meta.tag, continues: meta.was, publications: Vec::new() }
     }
 
     /// A channel's position.
     pub fn head(&mut self, channel: &Arc<str>) -> Position {
-        self.keys(channel).meta.unwrap_or_default()
+        self.keys(channel).meta.as_ref().map_or(Position::default(), |meta| meta.position)
     }
 
     /// Whether everything after a position can be read by a node.

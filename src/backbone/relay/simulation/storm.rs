@@ -126,9 +126,10 @@ impl World<'_> {
     /// Something goes wrong.
     fn fault(&mut self) {
         let channel = self.random.pick(&self.plan.channels).clone();
-        let Plan { loud, forgetful, holes, .. } = self.plan;
+        let Plan { loud, forgetful, .. } = self.plan;
         let rare = self.random.once_in(4);
         let what = self.random.below(12);
+        let channels = self.plan.channels.clone();
         let backbone = self.backbone();
         let name = match what {
             0 | 1 => {
@@ -150,9 +151,18 @@ impl World<'_> {
                 "everything broke"
             }
             7 if rare => {
+                let channels = channels.into_iter();
+                let lost: Vec<_> = channels.map(|name| (name.clone(), backbone.server.head(&name))).collect();
                 backbone.server.fail_over();
                 backbone.break_all();
-                "failed over"
+                if self.random.once_in(2) {
+                    for (channel, lost) in lost {
+                        self.go_on(&channel, lost);
+                    }
+                    "failed over and went on"
+                } else {
+                    "failed over"
+                }
             }
             8 if rare && !loud => {
                 backbone.server.flush();
@@ -163,8 +173,7 @@ impl World<'_> {
                 backbone.server.renew(&channel, epoch);
                 "renewed elsewhere"
             }
-            // A publisher that keeps no history would leave another epoch's stream in place.
-            10 if rare && !loud && !holes => {
+            10 if rare && !loud => {
                 backbone.server.evict_meta(&channel);
                 "meta evicted"
             }
@@ -179,5 +188,30 @@ impl World<'_> {
             _ => return,
         };
         self.trace.event(name, 0u64, 0u64);
+    }
+
+    /// Others find the server before the node does, and their publications get the offsets that were lost: some of them, all,
+    /// or more. Perhaps the entries are gone again before the node comes.
+    fn go_on(&mut self, channel: &Arc<str>, lost: Position) {
+        let keep = !(self.plan.holes && self.random.once_in(3));
+        let missing = lost.offset.saturating_sub(self.backbone().server.head(channel).offset);
+        let count = if self.random.once_in(2) {
+            missing as usize
+        } else {
+            self.random.within(0..=missing as usize + self.plan.burst)
+        };
+        for _ in 0..count {
+            self.publish_elsewhere(channel, 10, true, None, keep);
+        }
+        if !self.plan.forgetful || self.random.once_in(3) {
+            return;
+        }
+        // The entry of the last one that was lost is gone, or the stream up to it, or all of it.
+        let after = self.backbone().server.head(channel).offset.saturating_sub(lost.offset);
+        if after > 0 && self.random.once_in(2) {
+            self.backbone().server.trim(channel, after as usize);
+        } else {
+            self.backbone().server.expire_stream(channel);
+        }
     }
 }

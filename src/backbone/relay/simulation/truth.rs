@@ -19,8 +19,16 @@ pub struct Record {
     pub lost: bool,
     /// It is larger than a node takes.
     pub oversized: bool,
-    /// Nobody can tell that it is not the publication that had its position before a failover: see [`Truth::forgetful`].
-    pub excused: bool,
+    /// The epochs that have continued the one it was published in: it has its offset in each.
+    pub later: Vec<Epoch>,
+}
+
+impl Record {
+    /// Whether it has this position, or had it.
+    pub fn is_at(&self, position: Position) -> bool {
+        let epoch = self.position.epoch == position.epoch || self.later.contains(&position.epoch);
+        epoch && self.position.offset == position.offset
+    }
 }
 
 /// One channel's course.
@@ -54,14 +62,23 @@ impl Line {
     pub fn begin(&mut self, epoch: Epoch) {
         self.births.insert(epoch.0, self.records.len());
     }
+
+    /// An epoch continues another: what that one still has keeps its offsets.
+    pub fn carry_over(&mut self, old: Epoch, new: Epoch) {
+        self.begin(new);
+        for (index, record) in self.records.iter_mut().enumerate().rev() {
+            if !record.lost && (record.position.epoch == old || record.later.contains(&old)) {
+                record.later.push(new);
+                self.positions.insert((new.0, record.position.offset), (index, index));
+                self.births.insert(new.0, index);
+            }
+        }
+    }
 }
 
 /// All channels, and the positions that idempotency keys were given.
 #[derive(Debug, Default)]
 pub struct Truth {
-    /// Whether histories may be shorter than what a failover takes back. Then a publication that gets the position of a
-    /// lost one cannot always be told from it, since the one that a node remembers is no longer there to compare.
-    pub forgetful: bool,
     lines: BTreeMap<Arc<str>, Line>,
     keys: BTreeMap<(Arc<str>, Box<str>), Vec<Position>>,
 }
@@ -74,14 +91,12 @@ impl Truth {
     /// A publication was carried out.
     pub fn publish(&mut self, publish: &Publish, id: u64, position: Position, oversized: bool, at: Micros) {
         let channel = &publish.channel;
-        let forgetful = self.forgetful;
         let line = self.line(channel);
         let index = line.records.len();
         let place = line.positions.entry((position.epoch.0, position.offset)).or_insert((index, index));
-        let reissued = place.0 != index;
         place.1 = index;
         line.by_id.insert(id, index);
-        line.records.push(Record { id, position, at, lost: false, oversized, excused: reissued && forgetful });
+        line.records.push(Record { id, position, at, lost: false, oversized, later: Vec::new() });
         if let Some(key) = &publish.idempotency_key {
             self.keys.entry((channel.clone(), key.clone())).or_default().push(position);
         }

@@ -65,8 +65,7 @@ impl<'a> World<'a> {
         let plan = Plan::new(&mut random);
         let now = 1_000_000;
         NOW.set(now);
-        let mut server = Server::new(plan.settings.history.messages, plan.bounds.payload_bytes, random.split());
-        server.truth.forgetful = plan.forgetful;
+        let server = Server::new(plan.settings.history.messages, plan.bounds.payload_bytes, random.split());
         let backbone = SimulatedBackbone::new(server, plan.queue, random.split());
         let shards: Vec<Shard> = (0..plan.shards).map(|shard| Shard::new(shard, plan.mailbox)).collect();
         let status = Arc::new(BackboneStatus::new(shards.len(), || NOW.get()));

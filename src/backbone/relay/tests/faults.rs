@@ -139,6 +139,85 @@ fn offsets_given_out_again_are_not_taken_for_repetitions() {
     }
 }
 
+/// Redis saved at offset 2, the node saw 4, Redis came back with 2 and others have published since: the same payloads, so
+/// that nothing but the tags differs, and as many as were lost or one more. `then` happens before the node comes back.
+fn regained(more: u64, then: &[&str]) -> (Node, Server, Position) {
+    let mut server = Server::start(&[]);
+    let door = server.door();
+    let node = Node::start(Settings { redis: Some(door.config()), ..Settings::default() }, 1);
+    node.interest(0, 1, "news");
+    let (start, _) = node.live(0);
+    for n in 1..=4 {
+        server.cli_publish("news", &n.to_string());
+        assert_eq!(node.publication(0).0, Position { offset: n, ..start });
+        if n == 2 {
+            server.query::<()>(&["SAVE"]);
+        }
+    }
+    door.close();
+    server.kill();
+    server.restart();
+    for n in 3..=4 + more {
+        server.cli_publish("news", &n.to_string());
+    }
+    if !then.is_empty() {
+        server.cli(then);
+    }
+    door.open();
+    (node, server, start)
+}
+
+#[test]
+fn the_same_payloads_under_the_same_offsets_are_not_the_same_publications() {
+    for more in [0, 1] {
+        let (node, server, start) = regained(more, &[]);
+        let frame = node.frame(0);
+        assert_eq!((frame.kind, frame.position.offset), (FrameKind::Gap, 2), "what both have is not lost");
+        assert_ne!(frame.position.epoch, start.epoch);
+        let epoch = frame.position.epoch;
+        for offset in 3..=4 + more {
+            assert_eq!(
+                node.publication(0),
+                (Position { epoch, offset }, offset.to_string()),
+                "what Redis has is delivered"
+            );
+        }
+        server.cli_publish("news", "last");
+        assert_eq!(node.publication(0), (Position { epoch, offset: 5 + more }, "last".into()));
+        assert_eq!(node.status.gaps.get(), 1);
+    }
+}
+
+#[test]
+fn an_offset_given_out_again_is_recognised_when_its_entry_is_gone() {
+    let trims: [(u64, &[&str]); 3] = [
+        (0, &["DEL", "weir:{news}:stream"]),
+        (1, &["XTRIM", "weir:{news}:stream", "MAXLEN", "=", "1"]),
+        (1, &["DEL", "weir:{news}:stream"]),
+    ];
+    for (more, then) in trims {
+        let (node, server, start) = regained(more, then);
+        let frame = node.frame(0);
+        assert_eq!(frame.kind, FrameKind::Gap, "{then:?}: {frame:?}");
+        server.cli_publish("news", "last");
+        let (_, _, last) = read_until(&node, "last");
+        assert_eq!(last.offset, 5 + more);
+        assert!(last.epoch != start.epoch || (more == 1 && then[0] == "DEL"), "only a plain gap keeps the epoch");
+    }
+}
+
+/// Whoever was not told of the lost publications goes on without a gap of its own beyond the change of the epoch.
+#[test]
+fn a_node_that_did_not_see_what_was_lost_misses_nothing() {
+    let (node, server, start) = regained(0, &[]);
+    let gap = node.frame(0);
+    let other = Node::on(Some(&server), 1);
+    other.interest(0, 1, "news");
+    let (head, frames) = other.live(0);
+    assert_eq!((head, frames), (Position { epoch: gap.position.epoch, offset: 4 }, vec![1, 2, 3, 4]));
+    assert_ne!(head.epoch, start.epoch);
+}
+
 #[test]
 fn a_server_that_hangs_is_noticed_and_found_again() {
     let server = Server::start(&[]);
@@ -206,11 +285,11 @@ fn without_functions_the_step_is_a_script() {
 #[test]
 fn a_later_version_of_the_step_is_kept() {
     let server = Server::start(&[]);
-    let later = include_str!("../../publish.lua").replace("contract, version 1\n", "contract, version 2\n");
+    let later = include_str!("../../publish.lua").replace("contract, version 2\n", "contract, version 3\n");
     server.query::<String>(&["FUNCTION", "LOAD", "REPLACE", &later]);
     let node = Node::on(Some(&server), 1);
     assert_eq!(node.publish_and_wait(0, "news", "1", None).offset, 1);
-    assert!(server.cli(&["FUNCTION", "LIST", "WITHCODE"]).contains("contract, version 2"));
+    assert!(server.cli(&["FUNCTION", "LIST", "WITHCODE"]).contains("contract, version 3"));
 }
 
 #[test]
@@ -246,4 +325,33 @@ fn a_stream_without_its_position_is_not_delivered_again() {
     assert_eq!(again, []);
     assert!(!gaps.is_empty());
     assert_ne!(last.epoch, start.epoch);
+}
+
+/// The same, by a publisher that keeps no history: nothing ever clashes with the old entries.
+#[test]
+fn an_evicted_position_does_not_bring_back_the_epoch_before() {
+    let server = Server::start(&[]);
+    let node = Node::on(Some(&server), 2);
+    node.interest(0, 1, "news");
+    let (start, _) = node.live(0);
+    for n in 1..=3 {
+        server.cli_publish("news", &n.to_string());
+        assert_eq!(node.publication(0).0.offset, n);
+    }
+    server.query::<String>(&["XADD", "weir:{news}:stream", "*", "d", "added"]);
+    server.query::<u64>(&["DEL", "weir:{news}:meta"]);
+    server.query::<u64>(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    node.until("told of the gap", |node| node.status.gaps.get() > 0);
+    for n in 1..=2 {
+        let names = ["weir:{news}:meta", "weir:{news}:stream", "weir:{news}", &format!("unkept {n}"), "0"];
+        server.cli(&[&["FCALL", "weir_publish", "2"][..], &names].concat());
+    }
+    let (again, _, last) = read_until(&node, "unkept 2");
+    assert_eq!((again.len(), last.offset), (1, 2));
+    assert_ne!(last.epoch, start.epoch);
+    assert_eq!(node.history(1, query("news", None, 10, false)).unwrap().1, [] as [u64; 0]);
+    assert_eq!(server.query::<u64>(&["XLEN", "weir:{news}:stream"]), 1, "a plain entry still waits to be taken up");
+    server.cli_publish("news", "kept");
+    assert_eq!(read_until(&node, "added").2.offset, 3);
+    assert_eq!(node.publication(0), (Position { offset: 4, ..last }, "kept".into()));
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::cursor::{Cursor, Lag};
-use super::frame::{Frame, Micros};
+use super::frame::{Frame, FrameKind, Micros};
 use super::position::Position;
 use crate::settings::HistoryConfig;
 
@@ -44,6 +44,8 @@ pub struct ChannelLog {
     first: Seq,
     /// Position before the first frame held.
     tail_position: Position,
+    /// The last frame pushed out had no offset: who stands at the tail's position may lack it.
+    pub(super) tail_unpositioned: bool,
     /// Position after the last frame.
     head_position: Position,
     /// Bytes ever appended, and how many of them were pushed out.
@@ -74,6 +76,7 @@ impl ChannelLog {
             entries: VecDeque::new(),
             first: 1,
             tail_position: position,
+            tail_unpositioned: false,
             head_position: position,
             bytes: 0,
             bytes_gone: 0,
@@ -139,6 +142,7 @@ impl ChannelLog {
                 break;
             }
             self.tail_position = oldest.frame.position;
+            self.tail_unpositioned = oldest.frame.kind == FrameKind::Unpositioned;
             self.bytes_gone = oldest.end;
             self.first += 1;
             self.entries.pop_front();
@@ -223,7 +227,6 @@ impl ChannelLog {
 
 /// The position before a frame. A gap frame follows nothing, so nothing before it can be resumed.
 fn before(frame: &Frame) -> Position {
-    use super::frame::FrameKind;
     let Position { epoch, offset } = frame.position;
     match frame.kind {
         FrameKind::Publication => Position { epoch, offset: offset - 1 },
@@ -234,7 +237,6 @@ fn before(frame: &Frame) -> Position {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::frame::FrameKind;
     use crate::log::frame::testing::frame;
     use crate::log::position::Epoch;
 

@@ -4,7 +4,8 @@
 //! which frames without an offset the reader has had after it, by their digests: the other log may hold them, or only
 //! those that came later, and none of them is to be sent again.
 
-use super::channel_log::{ChannelLog, Seq};
+use super::channel_log::{ChannelLog, Located, Seq};
+use super::cursor::Cursor;
 use super::frame::{Frame, FrameKind};
 use super::position::Position;
 use crate::limits::MARK_FRAMES;
@@ -36,11 +37,11 @@ impl ChannelLog {
         Mark { position, unpositioned }
     }
 
-    /// The number of the frame that follows a mark, when the log holds everything after it. Where frames without an offset
-    /// repeat each other so that the place is not clear, the earlier one: better once more than not at all.
+    /// Finds the place of a mark: the frame that follows it, when the log holds everything after it. Where frames without an
+    /// offset repeat each other so that the place is not clear, the earlier one: better once more than not at all.
     #[must_use]
-    pub fn find(&self, mark: &Mark) -> Option<Seq> {
-        let (from, to) = self.run_of(mark.position)?;
+    pub fn find(&self, mark: &Mark) -> Located {
+        let Some((from, to)) = self.run_of(mark.position) else { return self.locate(mark.position) };
         let held: Vec<u64> = self.since(from).take((to - from) as usize).map(|frame| digest(frame)).collect();
         let had = &mark.unpositioned;
         let mut best = (0, 0);
@@ -51,7 +52,11 @@ impl ChannelLog {
                 best = (seen as u64, common);
             }
         }
-        Some(from + if planted!(UnpositionedAgain) { 0 } else { best.0 })
+        if best.1 == 0 && from == self.first() && self.tail_unpositioned {
+            // What was pushed out after the position may not have been seen.
+            return Located::Gone { available: self.position_before(from), rest: Cursor::at(from) };
+        }
+        Located::Here(Cursor::at(from + if planted!(UnpositionedAgain) { 0 } else { best.0 }))
     }
 
     /// The frames without an offset that follow a position: from the first of them up to the number after the last.
@@ -103,7 +108,7 @@ mod tests {
 
     /// What a reader who has had `seen` frames of one log is sent from another.
     fn rest(seen: u64, of: &ChannelLog, other: &ChannelLog) -> Option<Vec<String>> {
-        let next = other.find(&of.mark(of.first() + seen))?;
+        let Located::Here(Cursor { next, .. }) = other.find(&of.mark(of.first() + seen)) else { return None };
         let text = |frame: &Arc<Frame>| {
             let json: serde_json::Value = serde_json::from_slice(frame.publication_json()).unwrap();
             json["data"].as_str().unwrap().to_owned()
@@ -130,7 +135,13 @@ mod tests {
         let (old, new) = (log("+a +b +c", 0), log("+c +d", 2));
         assert_eq!(rest(1, &old, &new), None);
         assert_eq!(rest(2, &old, &new).unwrap(), ["+c", "+d"]);
-        assert_eq!(ChannelLog::new(at(9)).find(&old.mark(4)), None);
+        let available = at(9);
+        let gone = Located::Gone { available, rest: Cursor::at(1) };
+        assert_eq!(ChannelLog::new(available).find(&old.mark(4)), gone);
+        // Nor is what was pushed out after a position.
+        let mut new = log("+a u +b +c", 0);
+        new.trim(0, Bounds { messages: 2, ..WIDE });
+        assert_eq!(rest(1, &old, &new), None);
     }
 
     #[test]

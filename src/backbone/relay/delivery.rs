@@ -75,11 +75,8 @@ impl Relay {
         let Some(tip) = channel.tip else { return };
         let Some(interest) = channel.interests.iter_mut().find(|interest| interest.shard == shard) else { return };
         interest.live = true;
-        // A message without a position cannot be resumed, so it is no history; but connections that are handed over may be
-        // in front of one.
-        let all = self.follows.is_some();
-        let frames = channel.frames.iter().filter(|frame| all || frame.kind == FrameKind::Publication);
-        let frames = frames.cloned().collect();
+        // A message without a position cannot be resumed, so it is no history.
+        let frames = channel.frames.iter().filter(|frame| frame.kind == FrameKind::Publication).cloned().collect();
         self.outboxes[shard].send(ToShard::Live { channel: interest.local, position: tip.position, frames });
     }
 

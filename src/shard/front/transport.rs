@@ -79,6 +79,8 @@ impl Transport {
 
     /// Reads once, behind what is there.
     pub(super) async fn fill(&mut self, deadline: Instant) -> Result<(), Ended> {
+        // What was there when the others were interrupted is used first, and nothing is waited for after it.
+        self.check_open(deadline)?;
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.reserve(FRONT_READ_BYTES);
         let (start, end) = (buffer.len(), buffer.capacity());
@@ -98,6 +100,10 @@ impl Transport {
     pub(super) async fn answer(&mut self, bytes: Vec<u8>, deadline: Instant) -> Result<(), Ended> {
         let (mut bytes, mut sent) = (bytes, 0);
         while sent < bytes.len() {
+            if let Err(parked) = self.check_open(deadline) {
+                self.at.unsent = bytes.split_off(sent);
+                return Err(parked);
+            }
             let end = bytes.len();
             let write = self.stream.cancelable_write(bytes.slice(sent..end), self.parking.handle());
             let Ok((result, slice)) = timeout_at(deadline, write).await else { return Err(Ended::TimedOut) };

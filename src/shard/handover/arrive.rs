@@ -120,17 +120,14 @@ impl Core {
 fn place(log: &ChannelLog, at: At) -> Result<Cursor, (Position, Cursor)> {
     let At { epoch, offset, unpositioned, floor, backlog } = at;
     let position = Position { epoch: Epoch(epoch), offset };
-    let found = log.find(&Mark { position, unpositioned });
-    let came_with = floor.map(|(epoch, offset)| Position { epoch: Epoch(epoch), offset });
-    let cursor = match found {
-        Some(next) => match came_with {
-            Some(floor) => Cursor::of(next, floor),
-            None => Cursor::at(next),
-        },
-        None => match log.locate(came_with.unwrap_or(position)) {
-            Located::Here(cursor) => cursor,
-            Located::Gone { available, rest } => return Err((available, rest.resuming(log.head()))),
-        },
+    let cursor = match log.find(&Mark { position, unpositioned }) {
+        Located::Here(cursor) => cursor,
+        Located::Gone { available, rest } => return Err((available, rest.resuming(log.head()))),
+    };
+    // It may have come from a node that was ahead, and be there still.
+    let cursor = match floor {
+        Some((epoch, offset)) => Cursor::of(cursor.next, Position { epoch: Epoch(epoch), offset }),
+        None => cursor,
     };
     let behind = backlog.min(log.head().saturating_sub(cursor.next - 1));
     Ok(if behind == 0 { cursor } else { cursor.resuming(cursor.next - 1 + behind) })

@@ -23,6 +23,8 @@ fn settings() -> Settings {
     settings.sse.heartbeat = Duration::from_secs(3_000);
     settings.websocket.ping = Duration::from_secs(3_000);
     settings.websocket.client_publish = true;
+    settings.limits.head_time = Duration::from_secs(3_000);
+    settings.limits.body_time = Duration::from_secs(3_000);
     settings.lag.messages = 100_000;
     settings.lag.bytes = 1 << 30;
     settings.lag.age = Duration::from_secs(3_000);
@@ -129,6 +131,10 @@ fn ten_times(kinds: [DriverKind; 2], times: usize, clients: usize) {
         all.push(late.join().unwrap());
         shard.ended();
         shard = next;
+        // A little, or the kernel takes them for gone (`TCP_USER_TIMEOUT`) on a loaded machine.
+        for client in &mut slow {
+            client.read();
+        }
         for client in &mut all {
             client.stream.set_nonblocking(true).unwrap();
             while client.read() {}

@@ -88,6 +88,7 @@ pub mod backbone {
 
 /// Configuration, start and stop of a node.
 pub mod control {
+    pub mod activation;
     pub mod admin;
     pub mod clock;
     pub mod config;

@@ -385,6 +385,10 @@ pub const POLL_MAX_AGE_MILLIS: u64 = 1_000;
 
 const _: () = assert!(POLL_WAIT_MILLIS <= INTERVAL_MILLIS_MOST, "the default is allowed");
 
+/// Listening sockets a service manager may pass in: several addresses, or one a shard ([`SHARDS_MOST`]).
+pub const ACTIVATION_LISTENERS: usize = 1_024;
+const _: () = assert!(ACTIVATION_LISTENERS >= SHARDS_MOST, "one a shard is allowed");
+
 /// Milliseconds a starting node tries an address that is in use: many times what the kernel takes to free the listeners of a
 /// node that was killed, which is some tens of milliseconds, and on a loaded machine a few hundred.
 pub const LISTEN_RETRY_MILLIS: u64 = 2_000;

@@ -38,6 +38,7 @@ macro_rules! scenarios {
     };
 }
 
+mod activation;
 mod backbone;
 mod browser;
 mod centrifuge;
@@ -59,4 +60,6 @@ mod resume;
 mod shutdown;
 mod slow;
 mod storms;
+mod systemd;
+mod tuning;
 mod upgrade;

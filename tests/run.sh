@@ -64,6 +64,8 @@ prepare() {
     [ -x "${CHROMIUM:-/usr/bin/chromium}" ] || missing+=(chromium)
     # The tests do without it; the instruction counts among the benches do not.
     command -v valgrind >/dev/null || missing+=(valgrind)
+    # For its tools alone: nothing of it is started.
+    command -v systemd-analyze >/dev/null || missing+=(systemd)
     command -v cc >/dev/null || missing+=(gcc libc6-dev)
     python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3 python3-venv)
     if [ ${#missing[@]} -gt 0 ]; then

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::activation::{self, ActivationError};
 use super::admin::{Admin, AdminError, Command, Commander, Operated, Place};
 use super::clock::monotonic_micros;
 use super::handover::Tally;
@@ -85,6 +86,9 @@ pub enum NodeError {
     /// The driver asked for cannot be used.
     #[error(transparent)]
     Driver(#[from] host::DriverError),
+    /// The listening sockets that were passed in cannot be used.
+    #[error(transparent)]
+    Activation(#[from] ActivationError),
     /// The listening sockets cannot be made.
     #[error("cannot listen on {address}: {source}{hint}")]
     Listen {
@@ -259,10 +263,7 @@ impl Node {
                 upgrade::check_backbone(&inheritance.facts, &settings)?;
                 listen::inherit(&mut inheritance.listeners, settings.listen, shards)?
             }
-            None => {
-                let (address, listeners) = listen::bind(settings.listen, shards)?;
-                (address, listeners.into_iter().map(|listener| vec![listener]).collect())
-            }
+            None => listen::open(activation::listeners()?, settings.listen, shards)?,
         };
         tracing::info!(driver = driver.label(), reason, "driver");
         tracing::info!(shards, cores = ?cores, descriptors = descriptors.soft, were = descriptors.before, "machine");

@@ -1,7 +1,9 @@
 //! The node under test: starting, watching and stopping the real binary.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -62,6 +64,8 @@ impl Default for WeirCommand {
             flags: Vec::new(),
             filter: None,
             program: env!("CARGO_BIN_EXE_weir").into(),
+            launcher: Vec::new(),
+            passed_in: Vec::new(),
             environment: Vec::new(),
             file: None,
         }
@@ -75,6 +79,9 @@ pub struct WeirCommand {
     flags: Vec<String>,
     filter: Option<BpfProgram>,
     program: PathBuf,
+    /// A program and its arguments that start the node; none starts it directly.
+    launcher: Vec<OsString>,
+    passed_in: Vec<OwnedFd>,
     environment: Vec<(&'static str, PathBuf)>,
     file: Option<PathBuf>,
 }
@@ -90,6 +97,31 @@ impl WeirCommand {
     pub fn program(mut self, program: &Path) -> Self {
         self.program = program.to_owned();
         self
+    }
+
+    /// Has another program start the node: it is called with these arguments, then the node's program and arguments.
+    pub fn launched_by(mut self, launcher: &[&str]) -> Self {
+        self.launcher = launcher.iter().map(OsString::from).collect();
+        self
+    }
+
+    /// Passes descriptors in as a service manager does: from number 3 on, for the process that is named. A shell moves them
+    /// there and names itself, since only after the fork the process id is known.
+    pub fn activated<'a>(mut self, descriptors: impl IntoIterator<Item = BorrowedFd<'a>>) -> Self {
+        let duplicate = |fd: BorrowedFd<'_>| {
+            // Above all the numbers that are written to.
+            // SAFETY: the descriptor is borrowed, so it is open.
+            let copy = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 100) };
+            assert!(copy >= 0, "{}", std::io::Error::last_os_error());
+            // SAFETY: it was just made and has no other owner.
+            unsafe { OwnedFd::from_raw_fd(copy) }
+        };
+        self.passed_in = descriptors.into_iter().map(duplicate).collect();
+        let moves = |(index, fd): (usize, &OwnedFd)| format!("{}<&{1} {1}<&- ", index + 3, fd.as_raw_fd());
+        let moves: String = self.passed_in.iter().enumerate().map(moves).collect();
+        let count = self.passed_in.len();
+        let script = format!("export LISTEN_PID=$$ LISTEN_FDS={count}; exec \"$0\" \"$@\" {moves}");
+        self.launched_by(&["/bin/bash", "-c", &script])
     }
 
     /// Adds a variable to its environment.
@@ -164,8 +196,26 @@ impl WeirCommand {
         (status, text)
     }
 
+    /// Runs to the end a launcher that does not come as far as to start the node; returns its status.
+    pub fn run_to_end(self) -> ExitStatus {
+        let mut starting = Starting(Some(self.spawn().0));
+        eventually("the launcher ends", || starting.0.as_mut().expect("not taken").try_wait().expect("wait for it"))
+    }
+
     fn spawn(self) -> (Child, Arc<Output>) {
-        let mut command = Command::new(&self.program);
+        let mut launcher = self.launcher.iter();
+        let mut command = Command::new(launcher.next().map_or(self.program.as_os_str(), OsString::as_os_str));
+        if !self.launcher.is_empty() {
+            command.args(launcher).arg(&self.program);
+        }
+        let passed_in: Vec<_> = self.passed_in.iter().map(AsRawFd::as_raw_fd).collect();
+        // SAFETY: clears a flag of descriptors that are open, and allocates nothing.
+        unsafe {
+            command.pre_exec(move || {
+                let cleared = passed_in.iter().all(|fd| libc::fcntl(*fd, libc::F_SETFD, 0) == 0);
+                if cleared { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+            });
+        }
         command.args(["serve", "--listen", &self.listen, "--log-format", "json"]);
         // A test that stops a node rarely wants to wait until its clients were spread over a minute.
         command.args(["--set=drain.unready=0s", "--set=drain.window=0s"]);

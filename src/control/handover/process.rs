@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use super::link::Link;
+use crate::control::activation;
 
 /// The environment variable that names the descriptor on which the old process waits.
 pub const DESCRIPTOR_VARIABLE: &str = "WEIR_HANDOVER_FD";
@@ -40,9 +41,12 @@ impl Program {
         let (near, far) = UnixStream::pair()?;
         let descriptor = far.as_raw_fd();
         let mut command = Command::new(&self.path);
-        // The service manager's watchdog waits for a sign of the process it knows: from now on this one.
-        command.env_remove("WATCHDOG_PID");
         command.args(&self.arguments).env(DESCRIPTOR_VARIABLE, descriptor.to_string());
+        // What a service manager said to this process alone. Without the id the rest of the watchdog's variables holds for
+        // whoever is the main process (sd_watchdog_enabled(3)), and that the next one will be.
+        for name in activation::VARIABLES.iter().chain(&["WATCHDOG_PID"]) {
+            command.env_remove(name);
+        }
         // SAFETY: between fork and exec this makes one system call and allocates nothing. The descriptor is open: `far`
         // lives until the child was started.
         unsafe {

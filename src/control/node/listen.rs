@@ -1,6 +1,6 @@
 //! The shards' listening sockets.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -40,10 +40,8 @@ pub(super) fn inherit(
     inherited: &mut Vec<TcpListener>,
     wanted: SocketAddr,
     shards: usize,
-) -> Result<(SocketAddr, Vec<Vec<TcpListener>>), NodeError> {
+) -> Result<Opened, NodeError> {
     let refused = |source: io::Error| NodeError::Listen { address: wanted, hint: "; it was inherited", source };
-    let mut listeners: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
-    let count = inherited.len();
     let address = match inherited.first() {
         Some(first) => first.local_addr().map_err(refused)?,
         None => return Err(refused(io::Error::other("there is none"))),
@@ -52,16 +50,53 @@ pub(super) fn inherit(
     if !same {
         tracing::warn!(%address, configured = %wanted, "the listeners of the process before are kept; a restart changes them");
     }
-    for (index, listener) in inherited.drain(..).enumerate() {
-        if !SockRef::from(&listener).is_listener().map_err(refused)? {
+    for listener in inherited.iter() {
+        if !SockRef::from(listener).is_listener().map_err(refused)? {
             return Err(refused(io::Error::other("it does not listen")));
         }
-        for shard in (index..shards).step_by(count).skip(1) {
-            listeners[shard].push(listener.try_clone().map_err(refused)?);
-        }
-        listeners[index % shards].push(listener);
     }
-    Ok((address, listeners))
+    Ok((address, spread(inherited.drain(..), shards).map_err(refused)?))
+}
+
+/// Opens the shards' listeners: those that a service manager passed in, or else new ones. The address is then the first one's:
+/// who made the sockets has decided it, and `wanted` is not used.
+///
+/// # Errors
+/// [`NodeError::Listen`], see [`bind`].
+pub(super) fn open(passed_in: Vec<TcpListener>, wanted: SocketAddr, shards: usize) -> Result<Opened, NodeError> {
+    let Some(first) = passed_in.first() else {
+        let (address, listeners) = bind(wanted, shards)?;
+        return Ok((address, listeners.into_iter().map(|listener| vec![listener]).collect()));
+    };
+    let refused = |source: io::Error| NodeError::Listen { address: wanted, hint: "; it was passed in", source };
+    let address = first.local_addr().map_err(refused)?;
+    tracing::info!(%address, sockets = passed_in.len(), configured = %wanted, "the service manager's sockets are used");
+    Ok((address, spread(passed_in.into_iter(), shards).map_err(refused)?))
+}
+
+/// The address of the first listener, and every shard's listeners.
+type Opened = (SocketAddr, Vec<Vec<TcpListener>>);
+
+/// Gives every listener to a shard, because each has a queue of its own that somebody must empty, and every shard a listener
+/// of each address, because a shard that is left out has nothing to do. So a shard may get several of one address, and
+/// several shards may share one: the kernel wakes one of those that wait (`EPOLLEXCLUSIVE` within a ring), and who comes too
+/// late finds nothing and waits on.
+fn spread(listeners: impl Iterator<Item = TcpListener>, shards: usize) -> io::Result<Vec<Vec<TcpListener>>> {
+    let mut addresses: BTreeMap<SocketAddr, Vec<TcpListener>> = BTreeMap::new();
+    for listener in listeners {
+        addresses.entry(listener.local_addr()?).or_default().push(listener);
+    }
+    let mut spread: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
+    for alike in addresses.into_values() {
+        let count = alike.len();
+        for (index, listener) in alike.into_iter().enumerate() {
+            for shard in (index..shards).step_by(count).skip(1) {
+                spread[shard].push(listener.try_clone()?);
+            }
+            spread[index % shards].push(listener);
+        }
+    }
+    Ok(spread)
 }
 
 /// Duplicates of listeners, each once although shards may share it.
@@ -152,6 +187,21 @@ mod tests {
             assert_eq!((same, spread.len()), (address, after));
             assert!(spread.iter().all(|shard| !shard.is_empty()), "{before} to {after}: {spread:?}");
             assert_eq!(duplicate(&spread).expect("room").len(), before, "each is given on once");
+        }
+    }
+
+    #[test]
+    fn every_shard_listens_on_every_address_that_was_passed_in() {
+        let make = || TcpListener::bind(ANY_PORT).expect("loopback has free ports");
+        for shards in 1..5 {
+            let passed_in = vec![make(), make()];
+            let wanted: Vec<_> = passed_in.iter().map(|one| one.local_addr().expect("bound")).collect();
+            let (address, spread) = open(passed_in, "127.0.0.1:1".parse().expect("an address"), shards).expect("room");
+            assert_eq!((address, spread.len()), (wanted[0], shards));
+            for shard in spread {
+                let has = |address| shard.iter().any(|one| one.local_addr().is_ok_and(|it| it == address));
+                assert!(wanted.iter().all(|address| has(*address)), "{shards} shards: {shard:?}");
+            }
         }
     }
 

@@ -27,16 +27,25 @@ pub enum Command {
     Check(CheckArgs),
     /// Have a running node send its clients elsewhere at an even pace, and end.
     Drain(OperateArgs),
+    /// Have a running node read its configuration again, and say what changed and what needs a restart.
+    Reload(OperateArgs),
     /// Have a running node hand over its connections to a new process of the program as it is now.
     Upgrade(OperateArgs),
     /// Say where a running node is in its life, and with how many connections.
     Status(OperateArgs),
+    /// Check this host and Redis against what a configuration needs, and say how to mend what is wrong.
+    ///
+    /// Exits with 0 when the node will do what it is configured to do, with 1 when there are warnings and --strict is given, and
+    /// with 2 when anything fails or the configuration is wrong.
+    Doctor(DoctorArgs),
     /// Follow channels and print what arrives.
     Subscribe(weir::client::subscribe::Args),
     /// Publish into a channel.
     Publish(weir::client::publish::Args),
     /// Measure a node: open connections, publish on a fixed schedule, check every delivery.
     Bench(weir::client::bench::Args),
+    /// Simulate a crash or a rolling deploy over a fleet: reconnects a second at the survivors.
+    Simulate(weir::client::simulate::Args),
 }
 
 /// Flags of `serve`. Those with a key of their own are short for `--set KEY=VALUE`; later ones win over earlier sources.
@@ -105,6 +114,19 @@ impl OperateArgs {
         }
         (self.admin, (self.config, overrides))
     }
+}
+
+/// Flags of `doctor`: those of `serve`, and how to answer.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub serve: ServeArgs,
+    /// Print one JSON object instead.
+    #[arg(long)]
+    pub json: bool,
+    /// Let warnings count: exit with 1.
+    #[arg(long)]
+    pub strict: bool,
 }
 
 impl ServeArgs {

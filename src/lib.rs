@@ -92,6 +92,7 @@ pub mod control {
     pub mod admin;
     pub mod clock;
     pub mod config;
+    pub mod doctor;
     pub mod handover;
     pub mod host;
     pub mod node;
@@ -100,10 +101,11 @@ pub mod control {
     pub mod signals;
 }
 
-/// The command-line clients and the load generator. Uses [`wire`] only.
+/// The command-line clients, the load generator and the fleet simulation. Uses [`wire`] only.
 pub mod client {
     pub mod bench;
     mod http;
     pub mod publish;
+    pub mod simulate;
     pub mod subscribe;
 }

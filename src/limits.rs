@@ -265,6 +265,8 @@ pub const DRAIN_UNREADY_MILLIS: u64 = 10_000;
 pub const DRAIN_HASTENED_MILLIS: u64 = 2_000;
 /// Milliseconds until a command is answered: the longest is an upgrade, whose steps have bounds of their own below it.
 pub const ADMIN_ANSWER_MILLIS: u64 = 120_000;
+/// Milliseconds in which the last answers to the operator have to be written: they are small, and go no further than this machine.
+pub const ADMIN_FAREWELL_MILLIS: u64 = 1_000;
 /// Milliseconds that somebody who is to be parted from waits for what is due to others, when a turn cannot do it all.
 pub const DISMISSAL_PATIENCE_MILLIS: u64 = 1_000;
 
@@ -303,6 +305,35 @@ pub const MOST_SLOTS: u32 = 1 << 20;
 /// Connections of one shard that are not established streams: handshakes, requests, idle kept-alive ones. At 7 KiB
 /// each (measured, 4,000 idle ones) they hold 57 MiB. Further ones are closed at once.
 pub const FRONT_CONNECTIONS: u64 = 8_192;
+
+/// Bytes of one of them: see above.
+pub const FRONT_CONNECTION_BYTES: u64 = 7 * 1024;
+
+/// Bytes of the process that an established, idle connection is counted with: 173 (SSE) and 236 (WebSocket) were measured with
+/// one subscription (`cargo bench --bench idle`), and each further one takes about 100.
+pub const CONNECTION_USER_BYTES: u64 = 256;
+/// Bytes of kernel slab that a socket is counted with: 4.0 to 4.8 KB were measured by the same bench.
+pub const CONNECTION_KERNEL_BYTES: u64 = 4_800;
+/// Bytes of TCP memory that a frame waiting in a socket is counted with: the kernel accounts a page to it at least.
+pub const CONNECTION_SEND_BYTES: u64 = 4_096;
+/// Percent of the available memory that a configuration may need before `weir doctor` warns: the rest is for the buffers of
+/// connections that have fallen behind, which come when a node is least at ease.
+pub const MEMORY_COMFORT_PERCENT: u64 = 75;
+
+/// Pings of Redis that `weir doctor` takes the median of.
+pub const EXAMINE_PINGS: usize = 20;
+/// Publications to Redis that `weir doctor` takes the median of.
+pub const EXAMINE_PUBLISHES: usize = 10;
+/// Microseconds of such a median above which it warns: a hop within one site is a tenth of it.
+pub const ROUND_TRIP_MICROS: u64 = 5_000;
+/// Bytes below which it finds the output buffer of a node's subscription small: two of the largest payloads, or a second of
+/// 80,000 small publications. Redis's own soft limit is 8 MiB.
+pub const PUBSUB_BUFFER_LEAST_BYTES: u64 = 32 * 1024 * 1024;
+const _: () = assert!(PUBSUB_BUFFER_LEAST_BYTES as usize >= 2 * BACKBONE_PAYLOAD_BYTES);
+/// Bytes and seconds that it lets a replica be behind: a healthy one acknowledges once a second.
+pub const REPLICA_LAG_BYTES: u64 = 1024 * 1024;
+/// See [`REPLICA_LAG_BYTES`].
+pub const REPLICA_LAG_SECONDS: u64 = 2;
 
 /// Bytes a request's read buffer starts with and grows by: a browser's head in one read.
 pub const FRONT_READ_BYTES: usize = 4 * 1024;
@@ -366,6 +397,15 @@ pub const BENCH_PIPELINE: usize = 256;
 pub const BENCH_PUBLISHERS: u16 = 64;
 /// Channels of a run: one a connection at the most.
 pub const BENCH_CHANNELS: u32 = BENCH_CONNECTIONS as u32;
+
+/// Clients of a simulated fleet: about 12 bytes each.
+pub const SIMULATE_CLIENTS: u32 = 100_000_000;
+/// Nodes of a simulated fleet.
+pub const SIMULATE_NODES: u32 = 10_000;
+/// Seconds of each of its windows and waits.
+pub const SIMULATE_SECONDS: u32 = 3_600;
+/// Steps of a tenth of a second after which a simulation gives up: five days, a rolling deploy of 10,000 nodes in 40 s each.
+pub const SIMULATE_STEPS: u64 = 5 * 86_400 * 10;
 
 const _: () = assert!(CLIENT_ANSWER_MILLIS > PUBLISH_MILLIS, "the server's own timeout must be heard");
 

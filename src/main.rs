@@ -6,19 +6,22 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, fmt, reload};
 use weir::control::admin::{FORMS, Place, client};
 use weir::control::config::{self, ConfigErrors, Loaded, Overrides};
+use weir::control::doctor::diagnose;
 use weir::control::handover::process;
 use weir::control::handover::taking::{Inheritance, TakeError};
-use weir::control::node::{Node, NodeError};
+use weir::control::node::{Node, NodeError, Sources};
 use weir::control::parts;
 use weir::control::signals::Signals;
 use weir::settings::{LogConfig, LogFormat, Settings};
 
 mod cli;
 
-use cli::{CheckArgs, Cli, Command, OperateArgs};
+use cli::{CheckArgs, Cli, Command, DoctorArgs, OperateArgs};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -27,11 +30,14 @@ fn main() -> ExitCode {
         Some(Command::Serve(args)) => serve(args.into_sources()),
         Some(Command::Check(args)) => check(args),
         Some(Command::Drain(args)) => operate(args, "/admin/drain"),
+        Some(Command::Reload(args)) => operate(args, "/admin/reload"),
         Some(Command::Upgrade(args)) => operate(args, "/admin/upgrade"),
         Some(Command::Status(args)) => operate(args, "/admin/status"),
+        Some(Command::Doctor(args)) => doctor(args),
         Some(Command::Subscribe(args)) => weir::client::subscribe::run(args),
         Some(Command::Publish(args)) => weir::client::publish::run(args),
         Some(Command::Bench(args)) => weir::client::bench::run(args),
+        Some(Command::Simulate(args)) => weir::client::simulate::run(&args),
     }
 }
 
@@ -81,6 +87,20 @@ fn operate(args: OperateArgs, path: &str) -> ExitCode {
     }
 }
 
+fn doctor(args: DoctorArgs) -> ExitCode {
+    let settings = match load(args.serve.into_sources()) {
+        Ok(loaded) => loaded.settings,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::from(2);
+        }
+    };
+    let diagnosis = diagnose(&settings);
+    let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    print(&if args.json { diagnosis.to_json() } else { diagnosis.to_text(colours) });
+    ExitCode::from(diagnosis.exit_code(args.strict))
+}
+
 /// Prints to stdout; a reader that has gone, such as `head`, is no error.
 fn print(text: &str) -> ExitCode {
     let _ = std::io::stdout().write_all(text.as_bytes());
@@ -88,15 +108,15 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn serve(sources: (Option<PathBuf>, Overrides)) -> ExitCode {
-    let settings = match load(sources) {
+    let settings = match load(sources.clone()) {
         Ok(loaded) => loaded.settings,
         Err(errors) => {
             eprintln!("{errors}");
             return ExitCode::FAILURE;
         }
     };
-    start_log(&settings.log);
-    match run(settings) {
+    let set_log_filter = start_log(&settings.log);
+    match run(settings, Sources { load: Box::new(move || load(sources.clone())), set_log_filter }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "ended");
@@ -105,7 +125,7 @@ fn serve(sources: (Option<PathBuf>, Overrides)) -> ExitCode {
     }
 }
 
-fn run(settings: Settings) -> Result<(), NodeError> {
+fn run(settings: Settings, sources: Sources) -> Result<(), NodeError> {
     let signals = Signals::block().map_err(|source| NodeError::Resource { what: "a signal descriptor", source })?;
     let mut inheritance = inherited()?;
     let mut succeeds = false;
@@ -123,6 +143,7 @@ fn run(settings: Settings) -> Result<(), NodeError> {
         (node, None) => node?,
     };
     node.take_commands(succeeds)?;
+    node.reload_from(sources);
     tracing::info!(address = %node.address(), version = env!("CARGO_PKG_VERSION"), "listening");
     if std::io::stdout().is_terminal() {
         print(&where_to_look(node.address()));
@@ -150,14 +171,20 @@ fn where_to_look(address: SocketAddr) -> String {
     )
 }
 
-/// Sends log lines to stderr: stdout is for what was asked for.
-fn start_log(log: &LogConfig) {
-    let filter = EnvFilter::try_new(&log.filter).expect("the configuration checked the filter");
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+/// Sends log lines to stderr: stdout is for what was asked for. Returns what changes which are written.
+fn start_log(log: &LogConfig) -> Box<dyn Fn(&str)> {
+    let parse = |filter: &str| EnvFilter::try_new(filter).expect("the configuration checked the filter");
+    let (filter, handle) = reload::Layer::new(parse(&log.filter));
+    let registry = tracing_subscriber::registry().with(filter);
+    let lines = fmt::layer().with_writer(std::io::stderr);
     match log.format {
-        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => lines.json().init(),
+        LogFormat::Text => registry.with(lines.with_ansi(std::io::stderr().is_terminal())).init(),
+        LogFormat::Json => registry.with(lines.json()).init(),
     }
+    Box::new(move |filter| {
+        // It fails only when the subscriber is gone, and this one lives as long as the process.
+        let _ = handle.reload(parse(filter));
+    })
 }
 
 #[cfg(test)]

@@ -114,7 +114,8 @@ fn an_upgrade_hands_the_socket_on_and_a_restart_finds_it_again(driver: Driver) {
     assert!(seen.contains("WATCHDOG_USEC="), "the next process is watched as well: {seen}");
     weir.signal(libc::SIGTERM);
     stream.read_to_end();
-    drop(weir);
+    let last = weir.pid();
+    eventually("the next process ends", || weir.has_ended(last).then_some(()));
     let waiting = ask(address(&socket));
     let _weir = node(driver, [&socket]);
     assert_answered(waiting);

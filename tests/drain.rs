@@ -2,10 +2,7 @@
 
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
-
-use serde_json::Value;
 
 use crate::harness::{
     DEADLINE, Driver, Incoming, Item, Persistence, Plan, Publisher, Redis, Swarm, TempDir, Weir, eventually,
@@ -209,34 +206,22 @@ fn service_manager_is_told_that_the_node_is_ready_alive_and_ending(driver: Drive
     assert_eq!(weir.wait_end().code(), Some(0));
 }
 
-/// Runs a command of the operator; its answer, or what it complained of.
-fn operate(weir: &Weir, command: &str) -> Result<Value, String> {
-    let mut run = Command::new(env!("CARGO_BIN_EXE_weir"));
-    crate::harness::without_settings(&mut run);
-    let output = run.args([command, "--listen", &weir.address().to_string()]).output().expect("run weir");
-    if output.status.success() {
-        Ok(serde_json::from_slice(&output.stdout).expect("JSON"))
-    } else {
-        Err(String::from_utf8_lossy(&output.stderr).into_owned())
-    }
-}
-
 fn operator_drains_a_node_and_sees_how_far_it_is(driver: Driver) {
     let mut weir = Weir::start(driver, &["--set=drain.window=3s"]);
     let streams: Vec<_> = (0..30).map(|_| weir.sse(&["news"])).collect();
-    let status = operate(&weir, "status").expect("an answer");
+    let status = weir.operate("status").expect("an answer");
     assert_eq!((&status["phase"], &status["connections"]["sse"]), (&"serving".into(), &30.into()), "{status}");
-    operate(&weir, "drain").expect("an answer");
+    weir.operate("drain").expect("an answer");
     let mut left = 30;
     eventually("the number of connections falls", || {
-        let status = operate(&weir, "status").ok()?;
+        let status = weir.operate("status").ok()?;
         assert_eq!(status["phase"], "draining", "{status}");
         let now = status["connections"]["sse"].as_u64().expect("a number");
         assert!(now <= left, "{now} after {left}");
         left = now;
         (1..30).contains(&now).then_some(())
     });
-    let refused = operate(&weir, "upgrade").expect_err("its connections are on their way");
+    let refused = weir.operate("upgrade").expect_err("its connections are on their way");
     assert!(refused.contains("the node is draining"), "{refused}");
     for stream in streams {
         stream.read_to_end();
@@ -246,7 +231,7 @@ fn operator_drains_a_node_and_sees_how_far_it_is(driver: Driver) {
 
 fn command_that_no_node_takes_says_where_it_looked(driver: Driver) {
     let mut weir = Weir::start(driver, &["--set=admin.listen=off"]);
-    let error = operate(&weir, "drain").expect_err("nobody takes it");
+    let error = weir.operate("drain").expect_err("nobody takes it");
     assert!(error.contains("no node takes commands at unix:/"), "{error}");
     weir.kill();
 }

@@ -10,6 +10,7 @@ scenarios! {
     each_driver: [
         from_one_driver_to_the_other_and_back_with_other_shards,
         a_new_program_that_fails_leaves_the_old_one_serving,
+        operator_upgrades_a_node_and_goes_on_with_the_new_process,
     ],
     each_backbone: [
         twenty_upgrades_in_a_row_under_load,
@@ -207,4 +208,23 @@ fn a_new_program_that_fails_leaves_the_old_one_serving(driver: Driver) {
     weir.publish("news", "after");
     assert_eq!(stream.next_data(4), ["before", "meanwhile", "meanwhile", "after"]);
     eventually("the new process serves", || (weir.get("/health/ready").status == 200).then_some(()));
+}
+
+fn operator_upgrades_a_node_and_goes_on_with_the_new_process(driver: Driver) {
+    let mut weir = Weir::start(driver, &[]);
+    let mut stream = weir.sse(&["news"]);
+    let before = weir.operate("status").expect("an answer")["pid"].clone();
+    let told = weir.operate("upgrade").expect("it succeeds");
+    assert_eq!(told["connections"], 1, "{told}");
+    let status = eventually("the new process takes commands", || {
+        let status = weir.operate("status").ok()?;
+        (status["pid"] != before).then_some(status)
+    });
+    assert_eq!((&status["pid"], &status["phase"]), (&told["pid"], &"serving".into()), "{status}");
+    weir.follow(u32::try_from(status["pid"].as_u64().expect("a number")).expect("a process id"));
+    weir.publish("news", "after");
+    assert_eq!(stream.next().data, "after");
+    weir.operate("drain").expect("an answer");
+    let (items, _) = stream.read_to_end();
+    assert!(!items.is_empty(), "it is told to go");
 }

@@ -6,6 +6,7 @@
 pub mod address;
 mod commands;
 mod envelope;
+pub mod examine;
 mod library;
 mod sentinel;
 mod session;

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
 
-use crate::limits::ADMIN_ANSWER_MILLIS;
+use crate::limits::{ADMIN_ANSWER_MILLIS, ADMIN_FAREWELL_MILLIS};
 use crate::shard::mailbox::Bell;
 
 pub mod client;
@@ -32,6 +32,8 @@ pub use place::{FORMS, Place};
 pub enum Command {
     /// Drain, or hasten the drain under way; answered with what that means.
     Drain(oneshot::Sender<Value>),
+    /// Read the configuration again; answered with what changed.
+    Reload(oneshot::Sender<Result<Value, String>>),
     /// Hand over to a new process; answered when that is over.
     Upgrade(oneshot::Sender<Result<Value, String>>),
 }
@@ -95,6 +97,7 @@ impl Admin {
         let routes = Router::new()
             .route("/admin/status", get(status))
             .route("/admin/drain", post(drain))
+            .route("/admin/reload", post(reload))
             .route("/admin/upgrade", post(upgrade))
             .fallback(nothing_here)
             .with_state(shared);
@@ -145,18 +148,25 @@ enum Listener {
 }
 
 impl Listener {
-    /// Answers until `ended` is dropped.
+    /// Answers until `ended` is dropped, and what was asked before for a moment longer: the answer to an upgrade is given by a
+    /// process that is about to end.
     async fn serve(self, routes: Router, ended: oneshot::Receiver<()>) -> io::Result<()> {
-        let ended = async { drop(ended.await) };
+        let (told, mut telling) = tokio::sync::watch::channel(());
+        let stop = async move { drop(telling.changed().await) };
+        let ended = async move {
+            drop(ended.await);
+            drop(told);
+            tokio::time::sleep(Duration::from_millis(ADMIN_FAREWELL_MILLIS)).await;
+        };
         match self {
             Self::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
-                let serving = axum::serve(TcpListener::from_std(listener)?, routes);
+                let serving = axum::serve(TcpListener::from_std(listener)?, routes).with_graceful_shutdown(stop);
                 tokio::select! { () = ended => Ok(()), outcome = serving.into_future() => outcome }
             }
             Self::Unix(listener) => {
                 listener.set_nonblocking(true)?;
-                let serving = axum::serve(UnixListener::from_std(listener)?, routes);
+                let serving = axum::serve(UnixListener::from_std(listener)?, routes).with_graceful_shutdown(stop);
                 tokio::select! { () = ended => Ok(()), outcome = serving.into_future() => outcome }
             }
         }
@@ -204,9 +214,21 @@ async fn drain(State(shared): State<Arc<Shared>>) -> Response {
     }
 }
 
+async fn reload(State(shared): State<Arc<Shared>>) -> Response {
+    attempt(&shared.commander, Command::Reload).await
+}
+
 async fn upgrade(State(shared): State<Arc<Shared>>) -> Response {
+    attempt(&shared.commander, Command::Upgrade).await
+}
+
+/// Has something done that may fail.
+async fn attempt(
+    commander: &Commander,
+    command: impl FnOnce(oneshot::Sender<Result<Value, String>>) -> Command,
+) -> Response {
     let (reply, answer) = oneshot::channel();
-    match ask(&shared.commander, Command::Upgrade(reply), answer).await {
+    match ask(commander, command(reply), answer).await {
         Ok(Ok(outcome)) => Json(outcome).into_response(),
         Ok(Err(reason)) => error(StatusCode::CONFLICT, &reason),
         Err(refusal) => refusal,
@@ -214,7 +236,10 @@ async fn upgrade(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 async fn nothing_here() -> Response {
-    error(StatusCode::NOT_FOUND, "allowed: GET /admin/status, POST /admin/drain, POST /admin/upgrade")
+    error(
+        StatusCode::NOT_FOUND,
+        "allowed: GET /admin/status, POST /admin/drain, POST /admin/reload, POST /admin/upgrade",
+    )
 }
 
 /// Puts a command to the main thread and waits for its answer.

@@ -14,6 +14,7 @@ use crate::settings::Settings;
 
 mod keys;
 mod relations;
+pub mod reload;
 mod value;
 
 use keys::{Draft, KEYS, Key};

@@ -39,6 +39,7 @@ mod lifecycle;
 mod listen;
 mod upgrade;
 
+pub use lifecycle::Sources;
 use lifecycle::{Ending, LOOK_EVERY, Phase};
 
 /// What the backbone thread reports to the node.
@@ -145,6 +146,7 @@ pub struct Node {
     commander: Commander,
     commands: channel::Receiver<Command>,
     admin: Option<Admin>,
+    sources: Option<Sources>,
 }
 
 /// What a node needs to have a successor.
@@ -312,6 +314,7 @@ impl Node {
             commander: Commander { commands: commander, bell: Arc::clone(&ends.bell) },
             commands,
             admin: None,
+            sources: None,
             ends,
         };
 
@@ -379,6 +382,11 @@ impl Node {
         Ok(())
     }
 
+    /// Where its settings come from, for when it is told to read them again.
+    pub fn reload_from(&mut self, sources: Sources) {
+        self.sources = Some(sources);
+    }
+
     /// Listens for the operator's commands. `succeeds` says that a process that handed over to this one listens there.
     ///
     /// # Errors
@@ -416,14 +424,14 @@ impl Node {
             while let Ok(command) = self.commands.try_recv() {
                 self.on_command(command);
             }
-            if let Some(outcome) = self.upgrade_ended() {
-                let moved = outcome.is_ok();
-                self.answer_upgrade(outcome);
-                if moved {
-                    break Ok(());
-                }
+            if self.upgrade_ended().is_some_and(|outcome| self.has_moved(outcome)) {
+                break Ok(());
             }
             if let Some((thread, outcome)) = self.next_end() {
+                // A shard that has handed over may have ended before the hand-over's thread has said that it succeeded.
+                if outcome.is_ok() && self.abort_upgrade().is_some_and(|outcome| self.has_moved(outcome)) {
+                    break Ok(());
+                }
                 // A shard that has handed over may have ended before the hand-over's thread has said that it succeeded.
                 if outcome.is_ok() && matches!(self.abort_upgrade(), Some(Ok(_))) {
                     break Ok(());

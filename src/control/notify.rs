@@ -32,6 +32,14 @@ impl Notifier {
         tell(&[NotifyState::Ready]);
     }
 
+    /// The configuration is read again; [`Notifier::ready`] says when that is done.
+    pub fn reloading(&self) {
+        // Both belong together (Type=notify-reload); without the time the manager cannot tell an old word from a new one.
+        if let Ok(now) = NotifyState::monotonic_usec_now() {
+            tell(&[NotifyState::Reloading, now]);
+        }
+    }
+
     /// The node ends.
     pub fn stopping(&self) {
         tell(&[NotifyState::Stopping]);

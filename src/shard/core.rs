@@ -334,7 +334,7 @@ impl Core {
                 None => {}
             },
             ToShard::Drain { window } => self.dismiss_all(window, now),
-            ToShard::Leave(_) | ToShard::Expect(_) | ToShard::Arrive(_) => {
+            ToShard::Leave(_) | ToShard::Expect(_) | ToShard::Arrive(_) | ToShard::Reload(_) => {
                 unreachable!("the engine, which has the sockets, takes these itself")
             }
             ToShard::Stop => {
@@ -346,6 +346,12 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Other settings are in force. What a stream was told at its start stays as it is.
+    pub fn reload(&mut self, settings: Arc<Settings>) {
+        self.lag = LagBounds::from(&settings.lag);
+        self.settings = settings;
     }
 
     /// Numbers a request and remembers who asked.

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::core::{Answer, Asker, Core};
 use super::driver::{Clock, Driver};
-use super::front::{Parked, Parking};
+use super::front::{Current, Parked, Parking};
 use super::gate::{Established, Gate, Knock, OpenError, Reservation};
 use super::mailbox::{Mailbox, Reply, RequestError, ToRelay, ToShard};
 use crate::limits::{MESSAGES_PER_TURN, PEER_SILENCE_MILLIS};
@@ -52,6 +52,8 @@ pub struct Parts {
     pub capacity: usize,
     /// The front's switch. While it is not open, the driver receives nothing.
     pub parking: Parking,
+    /// The front's settings.
+    pub current: Current,
     /// See [`Readmit`].
     pub readmit: Readmit,
 }
@@ -71,6 +73,7 @@ pub struct Engine {
     openings: Slab<Opening>,
     askers: Slab<oneshot::Sender<Reply>>,
     parking: Parking,
+    current: Current,
     readmit: Readmit,
     handover: handover::Handover,
     /// Microseconds of the last report of the histograms.
@@ -83,7 +86,7 @@ const REPORT_MICROS: Micros = 1_000_000;
 impl Engine {
     /// An engine without connections.
     pub fn new(parts: Parts) -> Self {
-        let Parts { core, mut driver, mailbox, gate, relay, clock, capacity, parking, readmit } = parts;
+        let Parts { core, mut driver, mailbox, gate, relay, clock, capacity, parking, current, readmit } = parts;
         if !parking.is_open() {
             driver.pause();
         }
@@ -99,6 +102,7 @@ impl Engine {
             openings: Slab::new(),
             askers: Slab::new(),
             parking,
+            current,
             readmit,
             handover: handover::Handover::default(),
             reported: 0,
@@ -143,6 +147,10 @@ impl Engine {
                 message @ (ToShard::Drain { .. } | ToShard::Stop) => {
                     self.parking.shut();
                     self.core.on_message(message, begun);
+                }
+                ToShard::Reload(settings) => {
+                    self.current.replace(Arc::clone(&settings));
+                    self.core.reload(settings);
                 }
                 ToShard::Leave(leaving) => self.leave(leaving, begun),
                 ToShard::Expect(expected) => self.expect(expected),

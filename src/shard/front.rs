@@ -13,6 +13,7 @@ mod stream;
 mod tests;
 mod transport;
 
+use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
@@ -37,11 +38,34 @@ use crate::log::position::{CursorEntry, Position};
 use crate::metrics::ShardMetrics;
 use crate::settings::Settings;
 
+/// The settings in force: a reload replaces them. Cheap to clone; stays on its thread.
+#[derive(Debug, Clone)]
+pub struct Current(Rc<RefCell<Arc<Settings>>>);
+
+impl Current {
+    /// Begins with these.
+    #[must_use]
+    pub fn new(settings: Arc<Settings>) -> Self {
+        Self(Rc::new(RefCell::new(settings)))
+    }
+
+    /// Those of the moment. A request keeps the ones it began with.
+    #[must_use]
+    pub fn get(&self) -> Arc<Settings> {
+        Arc::clone(&self.0.borrow())
+    }
+
+    /// Has others from now on.
+    pub fn replace(&self, settings: Arc<Settings>) {
+        self.0.replace(settings);
+    }
+}
+
 /// What requests need to know about the node.
 #[derive(Clone)]
 pub struct NodeView {
     /// The configuration.
-    pub settings: Arc<Settings>,
+    pub settings: Current,
     /// This shard's counters; the front writes `accepted`, `http`, `http_requests`, the publishes over
     /// HTTP and the deliveries of polls that it answers.
     pub metrics: Arc<ShardMetrics>,

@@ -16,6 +16,7 @@ use super::handover::{Arriving, Expected, Leaving};
 use crate::limits::MAILBOX_MESSAGES;
 use crate::log::frame::Frame;
 use crate::log::position::Position;
+use crate::settings::Settings;
 
 /// A shard's own small number for a channel it asked for. The relay hands it back, so no shard hashes a name for a
 /// publication. It is used again only after [`ToShard::Released`].
@@ -48,6 +49,8 @@ pub enum ToShard {
     Expect(Expected),
     /// Take connections in from another process.
     Arrive(Arriving),
+    /// These settings are in force from now on.
+    Reload(Arc<Settings>),
     /// Take nobody in any more, and part with everyone with "shutdown" at an even pace over `window`. Told again, the rest
     /// goes at the new pace.
     Drain { window: Duration },

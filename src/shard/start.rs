@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::core::Core;
 use super::driver::Driver;
 use super::engine::{Engine, Parts, Readmit, tick};
-use super::front::{self, NodeView, Parking};
+use super::front::{self, Current, NodeView, Parking};
 use super::gate::Gate;
 use super::mailbox::{Mailbox, ToRelay};
 use crate::log::frame::Micros;
@@ -122,7 +122,8 @@ async fn serve(start: ShardStart) -> Result<(), String> {
     let driver = driver.map_err(|error| format!("cannot set up the driver for {slots} sockets: {error}"))?;
     let gate = Gate::new(Arc::clone(&mailbox));
     let parking = Parking::new(Arc::clone(&mailbox), accepting);
-    let view = Rc::new(NodeView { settings: Arc::clone(&settings), metrics: Arc::clone(&metrics), node });
+    let current = Current::new(Arc::clone(&settings));
+    let view = Rc::new(NodeView { settings: current.clone(), metrics: Arc::clone(&metrics), node });
     let nonblocking = kind == DriverKind::Epoll;
     for listener in listeners {
         let (mode, listener) = watch(listener).map_err(|error| format!("cannot watch the listener: {error}"))?;
@@ -142,6 +143,6 @@ async fn serve(start: ShardStart) -> Result<(), String> {
         Box::new(move |parked| front::readmit(parked, gate.clone(), Rc::clone(&view), parking.clone(), nonblocking))
     };
     let capacity = slots as usize;
-    let engine = Engine::new(Parts { core, driver, mailbox, gate, relay, clock, capacity, parking, readmit });
+    let engine = Engine::new(Parts { core, driver, mailbox, gate, relay, clock, capacity, parking, current, readmit });
     engine.run().await.map_err(|error| format!("cannot wait for work: {error}"))
 }

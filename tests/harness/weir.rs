@@ -324,6 +324,23 @@ impl Weir {
         self.successor.unwrap_or_else(|| self.child.id())
     }
 
+    /// Runs a command of the operator, such as `drain`; its answer, or what it complained of.
+    pub fn operate(&self, command: &str) -> Result<Value, String> {
+        let mut run = Command::new(env!("CARGO_BIN_EXE_weir"));
+        without_settings(&mut run);
+        let output = run.args([command, "--listen", &self.address.to_string()]).output().expect("run weir");
+        if output.status.success() {
+            Ok(serde_json::from_slice(&output.stdout).expect("JSON"))
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    }
+
+    /// Another process serves now, which is to be killed in the end.
+    pub fn follow(&mut self, pid: u32) {
+        self.successor = Some(pid);
+    }
+
     /// Has it hand over to a new process.
     #[track_caller]
     pub fn upgrade(&mut self) -> Upgrade {
@@ -355,7 +372,7 @@ impl Weir {
     }
 
     /// Whether a process of this node has ended, in order if it is the first.
-    fn has_ended(&mut self, pid: u32) -> bool {
+    pub fn has_ended(&mut self, pid: u32) -> bool {
         if pid != self.child.id() {
             // Its state is Z until whoever it was left to has waited for it.
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));

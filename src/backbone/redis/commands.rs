@@ -71,6 +71,12 @@ impl Keys {
         String::from_utf8(topic).ok()
     }
 
+    /// The keys that a channel's position and history are stored under.
+    #[must_use]
+    pub fn of_channel(&self, channel: &str) -> [String; 2] {
+        [self.meta(channel), self.stream(channel)]
+    }
+
     fn meta(&self, channel: &str) -> String {
         format!("{}{{{channel}}}:meta", self.prefix)
     }
@@ -112,6 +118,12 @@ impl Commands {
         }
         let publishing = library::ensure(&mut connection).await.map_err(|error| failure(&error))?;
         Ok(Self { connection, keys, history, publishing, primary })
+    }
+
+    /// Whether the publishing step is a function, and not a script.
+    #[must_use]
+    pub fn by_function(&self) -> bool {
+        matches!(self.publishing, Publishing::Function)
     }
 
     /// Publishes.

@@ -38,9 +38,16 @@ pub(super) struct Key {
     pub about: &'static str,
     /// Where its value is stored.
     pub place: fn(&mut Draft) -> Place<'_>,
+    /// Whether a running node takes a new value up when its configuration is read again.
+    pub live: bool,
 }
 
 impl Key {
+    /// The same, for a key that is read at the start only.
+    const fn at_start(self) -> Self {
+        Self { live: false, ..self }
+    }
+
     /// Its name in the environment.
     pub fn variable(&self) -> String {
         format!("WEIR_{}", self.name.replace('.', "_").to_ascii_uppercase())
@@ -52,8 +59,9 @@ impl Key {
     }
 }
 
+/// A key that a running node takes up.
 const fn key(name: &'static str, about: &'static str, place: fn(&mut Draft) -> Place<'_>) -> Key {
-    Key { name, about, place }
+    Key { name, about, place, live: true }
 }
 
 /// From one second up to the longest interval.
@@ -74,32 +82,38 @@ const CLIENT_TIME: RangeInclusive<u64> = 100..=limits::INTERVAL_MILLIS_MOST;
 pub(super) const KEYS: &[Key] = &[
     key("listen", "Where clients and publishers connect. Port 0 takes a free one; the log says which.", |d| {
         Place::Address(&mut d.settings.listen)
-    }),
+    })
+    .at_start(),
     key("shards", "Shards, one thread each. 0 means one for each core the process may use.", |d| {
         Place::Count(&mut d.settings.shards, 0..=limits::SHARDS_MOST as u64)
-    }),
+    })
+    .at_start(),
     key(
         "pin",
         "Whether each shard is pinned to a core. Ignored, with a line in the log, where it would do harm: more shards \
          than cores, or a CPU quota.",
         |d| Place::Switch(&mut d.settings.pin),
-    ),
+    )
+    .at_start(),
     key(
         "driver",
         "How the shards talk to the kernel. auto takes io_uring where the kernel and the sandbox allow it, else epoll; \
          uring refuses to start without it.",
         |d| Place::Word(&mut d.settings.driver),
-    ),
+    )
+    .at_start(),
     key(
         "max_connections",
         "Established connections on this node. 0 means as many as the descriptor limit allows.",
         |d| Place::Count(&mut d.settings.max_connections, 0..=limits::CONNECTIONS_MOST as u64),
-    ),
+    )
+    .at_start(),
     key(
         "linger",
         "How long a channel's backbone subscription outlives its last local subscriber, so that a reconnect finds it.",
         |d| Place::Time(&mut d.settings.linger, 0..=limits::INTERVAL_MILLIS_MOST),
-    ),
+    )
+    .at_start(),
     key("allow_origins", "Origins that browsers may connect from. \"*\" means any.", |d| {
         Place::List(&mut d.settings.allow_origins, &ORIGIN)
     }),
@@ -108,17 +122,22 @@ pub(super) const KEYS: &[Key] = &[
         "The Redis or Valkey server that the nodes share, or the sentinels that name it. Empty means the embedded backbone: one \
          node.",
         |d| Place::Text(&mut d.redis.url, &REDIS_URL),
-    ),
+    )
+    .at_start(),
     key("redis.prefix", "What every key and channel name in Redis starts with.", |d| {
         Place::Text(&mut d.redis.prefix, &PREFIX)
-    }),
+    })
+    .at_start(),
     key("history.messages", "Publications kept for each channel, here and in Redis.", |d| {
         Place::Count(&mut d.settings.history.messages, LOG_MESSAGES)
-    }),
+    })
+    .at_start(),
     key("history.bytes", "Bytes kept for each channel and wire format, in this node's log.", |d| {
         Place::Size(&mut d.settings.history.bytes, LOG_BYTES)
-    }),
-    key("history.age", "How long a publication is kept.", |d| Place::Time(&mut d.settings.history.age, LOG_AGE)),
+    })
+    .at_start(),
+    key("history.age", "How long a publication is kept.", |d| Place::Time(&mut d.settings.history.age, LOG_AGE))
+        .at_start(),
     key("lag.messages", "Publications a subscription may be behind before its connection is closed as slow.", |d| {
         Place::Count(&mut d.settings.lag.messages, LOG_MESSAGES)
     }),
@@ -136,7 +155,8 @@ pub(super) const KEYS: &[Key] = &[
     }),
     key("websocket.ping", "Interval of the pings to each WebSocket client.", |d| {
         Place::Time(&mut d.settings.websocket.ping, SECONDS)
-    }),
+    })
+    .at_start(),
     key("websocket.pong", "How long the answer to a ping may take before the connection is closed.", |d| {
         Place::Time(&mut d.settings.websocket.pong, SECONDS)
     }),
@@ -189,9 +209,11 @@ pub(super) const KEYS: &[Key] = &[
         "admin.listen",
         "Where weir drain and other commands reach a running node. auto is a socket that only this user may open, in the runtime          directory, named after the port of listen.",
         |d| Place::Text(&mut d.settings.admin.listen, &ADMIN),
-    ),
+    )
+    .at_start(),
     key("log.filter", "Which log lines are written.", |d| Place::Text(&mut d.settings.log.filter, &FILTER)),
-    key("log.format", "Lines for people, or one JSON object a line.", |d| Place::Word(&mut d.settings.log.format)),
+    key("log.format", "Lines for people, or one JSON object a line.", |d| Place::Word(&mut d.settings.log.format))
+        .at_start(),
 ];
 
 static ORIGIN: Rule = Rule { allowed: "* or scheme://host[:port] without a path", check: is_origin, show: as_is };

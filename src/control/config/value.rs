@@ -105,6 +105,36 @@ impl Word for LogFormat {
 }
 
 impl Place<'_> {
+    /// Takes the value of the same key's place in other settings; says whether it is another one.
+    ///
+    /// # Panics
+    /// When the places are not of one key.
+    pub fn take(&mut self, other: Place<'_>) -> bool {
+        fn replace<T: PartialEq + Clone>(old: &mut T, new: &T) -> bool {
+            let differs = old != new;
+            old.clone_from(new);
+            differs
+        }
+        match (self, other) {
+            (Self::Address(old), Place::Address(new)) => replace(*old, new),
+            (Self::Count(old, _) | Self::Size(old, _), Place::Count(new, _) | Place::Size(new, _)) => {
+                let differs = old.value() != new.value();
+                old.set(new.value());
+                differs
+            }
+            (Self::Time(old, _), Place::Time(new, _)) => replace(*old, new),
+            (Self::Switch(old), Place::Switch(new)) => replace(*old, new),
+            (Self::Word(old), Place::Word(new)) => {
+                let differs = old.index() != new.index();
+                old.choose(new.index());
+                differs
+            }
+            (Self::Text(old, _), Place::Text(new, _)) => replace(*old, new),
+            (Self::List(old, _), Place::List(new, _)) => replace(*old, new),
+            _ => unreachable!("both places are of one key"),
+        }
+    }
+
     /// Stores a value, or leaves the old one and returns `None` when it is not [`Place::allowed`].
     pub fn store(&mut self, raw: Raw<'_>) -> Option<()> {
         if let Self::List(list, rule) = self {

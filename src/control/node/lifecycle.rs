@@ -1,6 +1,7 @@
 //! The end of a node, in the order that costs its clients least: first it is not ready, then it sends them away a few at a
 //! time, then it stops.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -8,6 +9,8 @@ use tokio::sync::oneshot;
 
 use super::{Node, NodeState, RETRY};
 use crate::control::admin::{Command, Operated};
+use crate::control::config::reload::{Change, Reload, reload};
+use crate::control::config::{ConfigErrors, Loaded};
 use crate::control::signals::Signal;
 use crate::limits::{DRAIN_HASTENED_MILLIS, FAREWELL_MILLIS};
 use crate::metrics::PHASES;
@@ -40,6 +43,14 @@ impl Phase {
     }
 }
 
+/// Where a node's settings come from.
+pub struct Sources {
+    /// Reads them again.
+    pub load: Box<dyn Fn() -> Result<Loaded, ConfigErrors>>,
+    /// Has other lines written to the log from now on.
+    pub set_log_filter: Box<dyn Fn(&str)>,
+}
+
 /// How urgently the node is to end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 enum Haste {
@@ -60,8 +71,10 @@ pub(super) struct Ending {
     haste: Haste,
     /// When the present phase is over.
     until: Option<Instant>,
-    /// Shards that were not told yet, because their mailbox was full, and what.
+    /// Shards that were not told of the drain yet, because their mailbox was full.
     untold: Vec<usize>,
+    /// Shards that were not told of other settings yet.
+    unreloaded: Vec<usize>,
     window: Duration,
     /// Connections when the drain began.
     began_with: u64,
@@ -85,9 +98,7 @@ impl Node {
                     tracing::warn!(error, "no upgrade");
                 }
             }
-            Signal::Reload => {
-                tracing::warn!("the configuration is read at the start only; weir upgrade starts anew with it")
-            }
+            Signal::Reload => drop(self.reload()),
             // Somebody at a keyboard, or a service manager for the second time.
             Signal::Interrupt | Signal::Terminate if haste >= Haste::Hastened => self.ending.haste = Haste::AtOnce,
             Signal::Terminate if haste == Haste::None => self.end(Haste::Paced, signal.name()),
@@ -104,11 +115,42 @@ impl Node {
                 // Who asked may have gone.
                 let _ = reply.send(self.state.status());
             }
+            Command::Reload(reply) => drop(reply.send(self.reload())),
             Command::Upgrade(reply) => match self.begin_upgrade() {
                 Ok(()) => self.ending.upgrade = Some(reply),
                 Err(reason) => drop(reply.send(Err(reason))),
             },
         }
+    }
+
+    /// Reads the configuration again, and has what may change at once change. Returns what did and what waits for a restart.
+    fn reload(&mut self) -> Result<Value, String> {
+        let Some(sources) = &self.sources else { return Err("this node has no configuration to read again".into()) };
+        self.notifier.reloading();
+        let reload = (sources.load)().and_then(|loaded| reload(&self.settings, &loaded));
+        let told = match reload {
+            Ok(Reload { settings, live, restart }) => {
+                if settings.log.filter != self.settings.log.filter {
+                    (sources.set_log_filter)(&settings.log.filter);
+                }
+                for Change { key, from, to } in &live {
+                    tracing::info!(key, from, to, "changed");
+                }
+                for Change { key, from, to } in &restart {
+                    tracing::warn!(key, from, to, "changes with a restart or weir upgrade");
+                }
+                self.settings = Arc::new(settings);
+                self.ending.unreloaded = (0..self.mailboxes.len()).collect();
+                tracing::debug!(shards = self.mailboxes.len(), "the shards are told of the settings");
+                Ok(json!({ "changed": live, "needs_restart": restart }))
+            }
+            Err(errors) => {
+                tracing::error!(%errors, "the configuration stays as it is");
+                Err(errors.to_string())
+            }
+        };
+        self.notifier.ready();
+        told
     }
 
     /// Begins to end, or makes haste.
@@ -149,6 +191,12 @@ impl Node {
         let now = Instant::now();
         let window = self.ending.window;
         let mailboxes = &self.mailboxes;
+        let settings = &self.settings;
+        self.ending.unreloaded.retain(|&shard| {
+            let refused = mailboxes[shard].post(ToShard::Reload(Arc::clone(settings))).is_err();
+            mailboxes[shard].ring();
+            refused
+        });
         self.ending.untold.retain(|&shard| {
             let refused = mailboxes[shard].post(ToShard::Drain { window }).is_err();
             mailboxes[shard].ring();
@@ -184,8 +232,8 @@ impl Node {
     pub(super) fn next_look(&self) -> Option<Duration> {
         let now = Instant::now();
         let ending = match self.state.phase() {
+            _ if !(self.ending.untold.is_empty() && self.ending.unreloaded.is_empty()) => Some(RETRY),
             Phase::Serving => None,
-            _ if !self.ending.untold.is_empty() => Some(RETRY),
             Phase::Unready => self.ending.until.map(|until| until.saturating_duration_since(now)),
             Phase::Draining | Phase::Stopping => Some(LOOK_EVERY),
         };

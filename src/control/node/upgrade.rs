@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::lifecycle::Phase;
 use super::{Node, NodeError};
+use crate::control::admin::Admin;
 use crate::control::clock::monotonic_micros;
 use crate::control::handover::leaving::{Leaver, Patience, hand_over};
 use crate::control::handover::message::Facts;
@@ -110,8 +111,9 @@ impl Node {
         Some(outcome)
     }
 
-    /// Tells whoever asked for the upgrade, and the service manager, how it ended.
-    pub(super) fn answer_upgrade(&mut self, outcome: Result<Moved, HandoverError>) {
+    /// Tells whoever asked for the upgrade, and the service manager, how it ended. True when it succeeded.
+    pub(super) fn has_moved(&mut self, outcome: Result<Moved, HandoverError>) -> bool {
+        let moved = outcome.is_ok();
         let reply = self.ending.upgrade.take();
         let told = match outcome {
             Ok(Moved { pid, connections, pause }) => {
@@ -124,6 +126,11 @@ impl Node {
             // Who asked may have gone.
             let _ = reply.send(told);
         }
+        if moved {
+            // The file of the operator's socket is the successor's by now, or soon.
+            self.admin.take().into_iter().for_each(Admin::leave);
+        }
+        moved
     }
 
     /// Has a hand-over fail, if one is under way, and waits for its end; one that was just about to succeed may.

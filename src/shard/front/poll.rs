@@ -77,7 +77,7 @@ pub(super) async fn answer<E: Entrance>(
     entrance: &E,
     node: &NodeView,
 ) -> Result<Outcome<E::Reservation>, Reply> {
-    let PollRequest { channels, poll } = parse(head, origin, &node.settings)?;
+    let PollRequest { channels, poll } = parse(head, origin, &node.settings.get())?;
     let channels = entrance.open(&channels).await.map_err(Reply::unavailable)?;
     let answer = entrance.poll(&channels, &poll.cursor).await.map_err(Reply::unavailable)?;
     if !answer.news && !poll.wait.is_zero() {
@@ -85,7 +85,7 @@ pub(super) async fn answer<E: Entrance>(
     }
     let form = Form { waited: false, keep_alive: head.keep_alive(), head_only: head.method() == "HEAD" };
     let mut response = Vec::with_capacity(answer.body.len() + 512);
-    let status = poll.write_answer(&mut response, &answer, form, &node.settings);
+    let status = poll.write_answer(&mut response, &answer, form, &node.settings.get());
     if status == Status::Ok && !form.head_only {
         node.metrics.deliveries.add(answer.publications);
     }

@@ -144,7 +144,7 @@ struct Results<'a> {
 /// `POST /api/publish`: all publications are on their way to the backbone at the same time and in order; each has its
 /// own result. A malformed request publishes nothing.
 pub(super) async fn batch<E: Entrance>(body: &[u8], entrance: &E, node: &Rc<NodeView>) -> Reply {
-    let checked = match check_batch(body, node.settings.limits.publication_bytes) {
+    let checked = match check_batch(body, node.settings.get().limits.publication_bytes) {
         Ok(checked) => checked,
         Err(message) => {
             node.metrics.publishes_refused.add(1);

@@ -49,7 +49,8 @@ pub(super) async fn run<E: Entrance>(
     entrance: &E,
     node: &Rc<NodeView>,
 ) -> Option<Transport> {
-    let limits = &node.settings.limits;
+    let mut settings = node.settings.get();
+    let mut limits = &settings.limits;
     // A client that has just connected has something to say; one that was answered may have nothing for a while.
     let mut patience = limits.head_time;
     let (mut invited, mut left) = (false, None);
@@ -80,11 +81,13 @@ pub(super) async fn run<E: Entrance>(
             }
             Err(Broken::Refused(reply)) => return send_away(transport, reply, false, AllowOrigin::None, node).await,
         };
+        settings = node.settings.get();
+        limits = &settings.limits;
         patience = limits.keep_alive;
 
         let (head, raw) = head;
         let head_only = head.method() == "HEAD";
-        let origin = Origin::of(&head, &node.settings.allow_origins);
+        let origin = Origin::of(&head, &settings.allow_origins);
         let outcome = match routes::find(&head) {
             Err(reply) if head.framing() == Framing::Length(0) => Outcome::Reply(reply),
             // The body of a request that is not served is not read.
@@ -162,7 +165,7 @@ async fn send_away(
 ) -> Option<Transport> {
     node.metrics.count_response(reply.status.code());
     let bytes = reply.render(head_only, false, allow);
-    if respond(&mut transport, bytes, node.settings.limits.body_time).await.ok()? {
+    if respond(&mut transport, bytes, node.settings.get().limits.body_time).await.ok()? {
         return Some(transport);
     }
     transport.park(Vec::new(), false, true);
@@ -217,7 +220,8 @@ async fn read_body(
     invited: &mut bool,
     node: &NodeView,
 ) -> Result<Vec<u8>, Broken> {
-    let limits = &node.settings.limits;
+    let settings = node.settings.get();
+    let limits = &settings.limits;
     let refuse = |error: http1::BodyError| Broken::Refused(Reply::error(error.status(), error));
     let most = if matches!(route, Route::Publish(_)) { limits.publication_bytes } else { limits.body_bytes };
     let mut decoder = BodyDecoder::new(head.framing(), most).map_err(refuse)?;
@@ -267,7 +271,8 @@ async fn answer<E: Entrance>(
     if let Origin::Foreign(name) = origin
         && route.is_guarded()
     {
-        let allowed: Vec<_> = node.settings.allow_origins.iter().map(String::as_str).collect();
+        let settings = node.settings.get();
+        let allowed: Vec<_> = settings.allow_origins.iter().map(String::as_str).collect();
         let message = format_args!("pages of {name} may not use this node; see allow_origins");
         return Outcome::Reply(Reply::refuse(Status::Forbidden, message, &allowed));
     }
@@ -305,7 +310,7 @@ async fn open_sse<E: Entrance>(
     entrance: &E,
     node: &NodeView,
 ) -> Result<Outcome<E::Reservation>, Reply> {
-    let request = stream::parse_sse(head, &node.settings)?;
+    let request = stream::parse_sse(head, &node.settings.get())?;
     let response = stream::sse_head(origin.allow());
     if head.method() == "HEAD" {
         return Ok(Outcome::SseHead(response));

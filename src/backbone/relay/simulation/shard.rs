@@ -138,7 +138,12 @@ impl Shard {
                 let asked = self.asked.remove(request).ok_or_else(|| wrong(format!("{request} is answered twice")))?;
                 check(&asked, reply, server).map_err(|error| wrong(format!("{error}: {asked:?} {reply:?}")))?;
             }
-            ToShard::Leave(_) | ToShard::Expect(_) | ToShard::Arrive(_) | ToShard::Drain { .. } | ToShard::Stop => {
+            ToShard::Leave(_)
+            | ToShard::Expect(_)
+            | ToShard::Arrive(_)
+            | ToShard::Reload(_)
+            | ToShard::Drain { .. }
+            | ToShard::Stop => {
                 return Err(wrong("nobody stopped it".into()));
             }
         }

@@ -169,6 +169,7 @@ impl<'a> World<'a> {
             ToShard::Released { channel } => ("released", u64::from(*channel), 0),
             ToShard::Reply { request, .. } => ("reply", *request, 0),
             ToShard::Drain { .. } => ("drain", 0, 0),
+            ToShard::Reload(_) => ("reload", 0, 0),
             ToShard::Leave(_) | ToShard::Expect(_) | ToShard::Arrive(_) => ("hand-over", 0, 0),
             ToShard::Stop => ("stop", 0, 0),
         };

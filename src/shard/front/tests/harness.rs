@@ -14,6 +14,7 @@ use super::super::{Entrance, NodeView, Parking, serve};
 use crate::log::position::{CursorEntry, Epoch, Position};
 use crate::metrics::ShardMetrics;
 use crate::settings::Settings;
+use crate::shard::front::Current;
 use crate::shard::gate::OpenError;
 use crate::shard::mailbox::{Mailbox, Publish, RequestError};
 use crate::shard::poll::{Answer, Poll};
@@ -182,10 +183,11 @@ impl Server {
     pub(super) fn start(driver: Driver, settings: Settings) -> Self {
         let (shard, metrics, settings) = (FakeShard::default(), Arc::new(ShardMetrics::default()), Arc::new(settings));
         let node = Arc::new(shard.clone());
-        let view = NodeView { settings: Arc::clone(&settings), metrics: Arc::clone(&metrics), node };
         let (tell, told) = std::sync::mpsc::channel();
         let entrance = shard.clone();
-        let front = async move |entrance: FakeShard, view: NodeView| {
+        let (of_view, metrics_of_view) = (Arc::clone(&settings), Arc::clone(&metrics));
+        let front = async move |entrance: FakeShard| {
+            let view = NodeView { settings: Current::new(of_view), metrics: metrics_of_view, node };
             let listener = monoio::net::TcpListener::bind("127.0.0.1:0").unwrap();
             tell.send(listener.local_addr().unwrap()).unwrap();
             let parking = Parking::new(Arc::new(Mailbox::new().unwrap()), true);
@@ -194,11 +196,11 @@ impl Server {
         std::thread::spawn(move || match driver {
             Driver::Uring => {
                 let runtime = RuntimeBuilder::<IoUringDriver>::new().with_entries(256).enable_timer().build();
-                runtime.unwrap().block_on(front(entrance, view));
+                runtime.unwrap().block_on(front(entrance));
             }
             Driver::Epoll => {
                 let runtime = RuntimeBuilder::<LegacyDriver>::new().enable_timer().build();
-                runtime.unwrap().block_on(front(entrance, view));
+                runtime.unwrap().block_on(front(entrance));
             }
         });
         Self { shard, metrics, settings, address: told.recv_timeout(PATIENCE).unwrap() }

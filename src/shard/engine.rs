@@ -5,12 +5,12 @@
 //! other tasks get their time in between.
 
 mod handover;
+mod wake;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use monoio::net::TcpStream;
 use slab::Slab;
 use tokio::sync::{mpsc, oneshot};
 
@@ -23,6 +23,7 @@ use crate::limits::{MESSAGES_PER_TURN, PEER_SILENCE_MILLIS};
 use crate::log::channel_table::{ChannelId, Slot};
 use crate::log::frame::Micros;
 use crate::shard::disconnect::Disconnect;
+use wake::Wake;
 
 /// A stream that waits for its channels to go live.
 struct Opening {
@@ -115,11 +116,9 @@ impl Engine {
     /// When the wake descriptor cannot be watched.
     pub async fn run(mut self) -> std::io::Result<()> {
         // SAFETY: the driver, which owns the descriptor, outlives this borrow.
-        let wake = unsafe { BorrowedFd::borrow_raw(self.driver.wake_fd()) }.try_clone_to_owned()?;
-        // monoio watches a descriptor for readability only as one of its sockets; nothing is ever read through this one.
-        let wake = TcpStream::from_std(std::net::TcpStream::from(wake))?;
+        let wake = Wake::new(unsafe { BorrowedFd::borrow_raw(self.driver.wake_fd()) }.try_clone_to_owned()?)?;
         while !self.is_done() {
-            wake.readable(false).await?;
+            wake.wait().await?;
             if self.turn() {
                 self.mailbox.ring();
             }

@@ -65,6 +65,7 @@ pub mod shard {
     pub mod gate;
     pub mod handover;
     pub mod mailbox;
+    mod older;
     mod parting;
     pub mod poll;
     pub mod session;

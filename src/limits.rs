@@ -111,8 +111,29 @@ pub const CONTROL_BYTES: usize = 2 * (REPLY_BYTES + LOG_BYTES);
 pub const HANDOVER_DUE_BYTES: usize = CONTROL_BYTES / 2;
 const _: () = assert!(LAG_BYTES as usize <= HANDOVER_DUE_BYTES, "whoever may lag loses nothing in a hand-over");
 
+/// Bytes of what a subscriber missed that one reply lists; the rest follows as publications. A whole log of the default size.
+pub const RECOVERED_BYTES: usize = LOG_BYTES;
+
 /// Publications in one reply to a `history` command. Centrifugo's cap.
 pub const HISTORY_PUBLICATIONS: usize = 300;
+
+/// Bytes of one channel's older frames, per wire format, that a shard holds for clients that come back from a position
+/// before the log's: what a history of the default length takes when every publication is as large as the default allows.
+/// What lies further back is announced as a gap.
+pub const OLDER_BYTES: usize = LOG_MESSAGES * PUBLICATION_BYTES;
+/// The same over all channels of a shard, and over what the relay keeps for the other shards. Past it such clients are sent
+/// away to try again: those who are here read theirs first.
+pub const OLDER_BYTES_MOST: usize = 4 * OLDER_BYTES;
+/// Milliseconds older frames are held after a client has asked for them, or was last seen reading them: longer than a fetch may
+/// take ([`OLDER_FETCH_MILLIS`]), and many times the second in which each connection is looked at.
+pub const OLDER_MILLIS: u64 = 10_000;
+/// Milliseconds a client waits for what lies before the node's log until it is sent away to try again.
+pub const OLDER_FETCH_MILLIS: u64 = 5_000;
+/// Publications in one read of what lies before a log: the default history in one read.
+pub const OLDER_PAGE: usize = LOG_MESSAGES;
+/// Milliseconds the relay keeps what it fetched for the shards that ask a little later.
+pub const OLDER_KEPT_MILLIS: u64 = 2_000;
+const _: () = assert!(OLDER_FETCH_MILLIS < OLDER_MILLIS, "what is waited for must still be held when it comes");
 
 /// Milliseconds a disconnected client has to read its parting words, and then to close.
 pub const FAREWELL_MILLIS: u64 = 5_000;

@@ -269,6 +269,10 @@ pub struct NodeSnapshot {
     pub backbone_repairs: u64,
     /// Publications recovered by those reads.
     pub backbone_repaired: u64,
+    /// Reads of what lies before the node's logs, for clients that come back from there.
+    pub backbone_fetches: u64,
+    /// Publications that they brought.
+    pub backbone_fetched: u64,
     /// Reads of a channel's history that failed and are tried again.
     pub backbone_failed_reads: u64,
     /// Gaps announced to subscribers.

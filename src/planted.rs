@@ -43,6 +43,10 @@ mod testing {
         JoinsAnywhere,
         /// After a hand-over, what came without an offset is sent again.
         UnpositionedAgain,
+        /// What was fetched is put in front of a log that it does not lead up to.
+        OlderWithHole,
+        /// Who has lapsed goes on among frames that were fetched for others.
+        LapsedRevived,
         /// Messages held from a lost connection are delivered on the next one.
         HeldForever,
         /// A channel's history is read before its subscription is confirmed.
@@ -73,7 +77,7 @@ mod testing {
 
     impl Bug {
         /// Those of a shard.
-        pub(crate) const SHARD: [Bug; 11] = [
+        pub(crate) const SHARD: [Bug; 13] = [
             Bug::WakeForgotten,
             Bug::CutForgotten,
             Bug::ControlBeforeCut,
@@ -85,6 +89,8 @@ mod testing {
             Bug::BorderNotMoved,
             Bug::JoinsAnywhere,
             Bug::UnpositionedAgain,
+            Bug::OlderWithHole,
+            Bug::LapsedRevived,
         ];
         /// Those of the relay.
         pub(crate) const RELAY: [Bug; 13] = [

@@ -29,7 +29,7 @@ pub use sentinel::Group;
 pub use sse::{Event, Item, Parser, Sse, target};
 pub use swarm::{Counts, Plan, Swarm};
 pub use websocket::{Centrifugo, Incoming, Opcode, WebSocket, push_frame};
-pub use weir::{Upgrade, Weir, without_settings};
+pub use weir::{Published, Upgrade, Weir, without_settings};
 
 /// How long a condition may take to come true before its test fails. Generous: it only costs time when something is
 /// broken, and two loaded cores run everything here.

@@ -54,6 +54,7 @@ mod hostile;
 mod http;
 mod layers;
 mod leaks;
+mod older;
 mod outage;
 mod poll;
 mod protocol;

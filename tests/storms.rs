@@ -43,14 +43,14 @@ fn plan(weir: &Weir, clients: usize) -> Plan {
 }
 
 /// How often each command was called between two looks, but for the looks themselves.
-fn difference(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+pub fn difference(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
     let more = |(name, count): (&String, &u64)| (name.clone(), count - before.get(name).unwrap_or(&0));
     after.iter().map(more).filter(|(name, count)| *count > 0 && name != "info").collect()
 }
 
 /// What is left of the calls of a time when those of its publications are taken away. `usual` is a time with nothing but
 /// publications; the node's heartbeats are left in.
-fn without_publications(calls: &BTreeMap<String, u64>, usual: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+pub fn without_publications(calls: &BTreeMap<String, u64>, usual: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
     let publications = calls["fcall"];
     let left = |(name, count): (&String, &u64)| {
         // Of all that a publication calls only this is called by heartbeats too.

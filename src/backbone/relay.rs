@@ -29,6 +29,7 @@ use tokio::sync::mpsc::Receiver;
 use self::bounds::Bounds;
 use self::channel::{Channel, Interest, Name, Phase};
 use self::handover::Awaited;
+use self::history::Fetches;
 use self::node_log::NodeLog;
 use self::outbox::Outbox;
 #[cfg(test)]
@@ -43,7 +44,7 @@ use crate::limits::{HEARTBEAT_MILLIS, MAILBOX_RETRY_MILLIS, PUBLISH_MILLIS, RELA
 use crate::log::frame::{FrameEncoder, Micros};
 use crate::log::position::Position;
 use crate::settings::Settings;
-use crate::shard::mailbox::{HistoryQuery, LocalChannel, Mailbox, Reply, RequestError, RequestId, ToRelay, ToShard};
+use crate::shard::mailbox::{LocalChannel, Mailbox, Reply, RequestError, RequestId, ToRelay, ToShard};
 
 /// Why the relay did not start.
 #[derive(Debug, thiserror::Error)]
@@ -137,8 +138,12 @@ async fn serve(
 /// Who waits for an answer of the backbone.
 #[derive(Debug)]
 enum Waiting {
-    Publish { shard: usize, request: RequestId },
-    History { shard: usize, request: RequestId, query: HistoryQuery },
+    Publish {
+        shard: usize,
+        request: RequestId,
+    },
+    /// A fetch of what lies before the logs of shards.
+    History(Arc<str>),
     Recovery(Name),
 }
 
@@ -168,6 +173,7 @@ struct Relay {
     reads: usize,
     /// Channels whose read was refused, and when to try again.
     to_retry: VecDeque<(Micros, Name)>,
+    fetches: Fetches,
     /// Channels without interest, and when their subscription ends.
     lingering: VecDeque<(Micros, Name)>,
     /// The process this one takes over from, until it has said its last word.
@@ -223,6 +229,7 @@ impl Relay {
             to_read: VecDeque::new(),
             reads: 0,
             to_retry: VecDeque::new(),
+            fetches: Fetches::default(),
             lingering: VecDeque::new(),
             follows: None,
             predecessor_beat: 0,
@@ -245,7 +252,7 @@ impl Relay {
     }
 
     fn is_done(&self) -> bool {
-        self.waiting.is_empty() && !self.outboxes.iter().any(Outbox::waits)
+        self.waiting.is_empty() && self.fetches.is_empty() && !self.outboxes.iter().any(Outbox::waits)
     }
 
     fn on_request(&mut self, request: ToRelay, now: Micros) {
@@ -272,9 +279,7 @@ impl Relay {
             }
             BackboneEvent::Page(ticket, page) => match self.waiting.remove(&ticket) {
                 Some(Waiting::Recovery(name)) => self.on_page(ticket, name, page, now),
-                Some(Waiting::History { shard, request, query }) => {
-                    self.on_history_page(shard, request, &query, page, now);
-                }
+                Some(Waiting::History(channel)) => self.on_history_page(channel, page, now),
                 Some(Waiting::Publish { .. }) | None => {}
             },
             BackboneEvent::PredecessorBeat(sent) => self.predecessor_beat = sent,
@@ -373,6 +378,7 @@ impl Relay {
         if now >= self.next_sweep {
             self.next_sweep = now + HEARTBEAT_MILLIS * 1_000;
             self.backbone.sweep(now);
+            self.fetches.forget(now, self.bounds.older_bytes_most);
             let channels = &self.channels;
             self.log.compact(|key| channels.get(key).map(|channel| &channel.frames));
         }

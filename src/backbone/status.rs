@@ -60,6 +60,10 @@ pub struct BackboneStatus {
     pub failed_reads: Count,
     /// Publications that repairs brought.
     pub repaired: Count,
+    /// Reads of what lies before the node's logs, for clients that come back from there.
+    pub fetches: Count,
+    /// Publications that they brought.
+    pub fetched: Count,
     /// Gaps announced: on a channel of this node, or to one shard that did not read in time.
     pub gaps: Count,
     /// Times the queue from the backbone was full and every channel was read anew.
@@ -97,6 +101,8 @@ impl BackboneStatus {
             repairs: Count::default(),
             failed_reads: Count::default(),
             repaired: Count::default(),
+            fetches: Count::default(),
+            fetched: Count::default(),
             gaps: Count::default(),
             overruns: Count::default(),
             refused: Count::default(),

@@ -46,6 +46,8 @@ impl BackboneReport for BackboneStatus {
         snapshot.backbone_refused = self.refused.get();
         snapshot.backbone_repairs = self.repairs.get();
         snapshot.backbone_repaired = self.repaired.get();
+        snapshot.backbone_fetches = self.fetches.get();
+        snapshot.backbone_fetched = self.fetched.get();
         snapshot.backbone_failed_reads = self.failed_reads.get();
         snapshot.backbone_gaps = self.gaps.get();
         snapshot.backbone_channels = self.channels.get();

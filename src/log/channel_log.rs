@@ -1,16 +1,30 @@
 //! The log of one channel: queue, replay buffer and lag meter in one.
 
+mod older;
+
+pub use self::older::Lack;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::cursor::{Cursor, Lag};
 use super::frame::{Frame, FrameKind, Micros};
 use super::position::Position;
+use crate::limits::OLDER_BYTES;
 use crate::settings::HistoryConfig;
 
-/// Number of a frame in one log: consecutive from 1. Unlike an offset it counts every frame, also those that took no
+use self::older::Kept;
+
+/// Number of a frame in one log: consecutive. Unlike an offset it counts every frame, also those that took no
 /// offset and the announcements of gaps, and it means nothing outside the log.
 pub type Seq = u64;
+
+/// Number of the first frame appended to a log. Smaller ones are for what is fetched of the time before it, which is far
+/// less: each frame has bytes, and [`crate::limits::OLDER_BYTES`] bounds them.
+pub const FIRST: Seq = 1 << 32;
+
+/// Where the count of a log's bytes begins, for the same reason.
+const FIRST_BYTE: u64 = 1 << 48;
 
 /// What a log keeps.
 #[derive(Debug, Clone, Copy)]
@@ -21,11 +35,18 @@ pub struct Bounds {
     pub bytes: u64,
     /// Age of the oldest frame.
     pub age: Micros,
+    /// Bytes of one wire format beyond these bounds that are held for readers of older frames.
+    pub older_bytes: u64,
 }
 
 impl From<&HistoryConfig> for Bounds {
     fn from(config: &HistoryConfig) -> Self {
-        Self { messages: config.messages, bytes: config.bytes as u64, age: config.age.as_micros() as u64 }
+        Self {
+            messages: config.messages,
+            bytes: config.bytes as u64,
+            age: config.age.as_micros() as u64,
+            older_bytes: OLDER_BYTES as u64,
+        }
     }
 }
 
@@ -37,6 +58,9 @@ struct Entry {
 }
 
 /// Frames in order, each present until the bounds push it out at the tail. The head never waits for a reader.
+///
+/// While a reader is on its way through frames that the bounds no longer allow, or through fetched ones from before the
+/// log, these are held too, within a bound of their own: the *older* frames, always the first ones of the log.
 #[derive(Debug)]
 pub struct ChannelLog {
     entries: VecDeque<Entry>,
@@ -48,9 +72,15 @@ pub struct ChannelLog {
     pub(super) tail_unpositioned: bool,
     /// Position after the last frame.
     head_position: Position,
-    /// Bytes ever appended, and how many of them were pushed out.
+    /// Bytes up to the last frame, and up to the first one held; both count from [`FIRST_BYTE`].
     bytes: u64,
     bytes_gone: u64,
+    /// How many of the first frames are older ones.
+    older: usize,
+    /// Until when they are held.
+    kept: Option<Kept>,
+    /// The backbone has nothing up to here.
+    gone: Position,
 }
 
 /// Where a returning client's position lies.
@@ -74,12 +104,15 @@ impl ChannelLog {
     pub fn new(position: Position) -> Self {
         Self {
             entries: VecDeque::new(),
-            first: 1,
+            first: FIRST,
             tail_position: position,
             tail_unpositioned: false,
             head_position: position,
-            bytes: 0,
-            bytes_gone: 0,
+            bytes: FIRST_BYTE,
+            bytes_gone: FIRST_BYTE,
+            older: 0,
+            kept: None,
+            gone: Position::default(),
         }
     }
 
@@ -107,7 +140,7 @@ impl ChannelLog {
         self.first
     }
 
-    /// Number of the last frame appended; 0 when none ever was.
+    /// Number of the last frame appended; one less than [`FIRST`] when none ever was.
     #[must_use]
     pub fn head(&self) -> Seq {
         self.first + self.entries.len() as u64 - 1
@@ -136,16 +169,24 @@ impl ChannelLog {
 
     /// Pushes out what the bounds no longer allow. The newest frame always stays until its age pushes it out.
     pub fn trim(&mut self, now: Micros, bounds: Bounds) {
-        while let Some(oldest) = self.entries.front() {
-            let over = self.entries.len() > bounds.messages || (self.bytes() > bounds.bytes && self.entries.len() > 1);
+        while let Some(oldest) = self.entries.get(self.older) {
+            let kept = self.entries.len() - self.older;
+            let over = kept > bounds.messages || (self.bytes() - self.older_bytes() > bounds.bytes && kept > 1);
             if !over && now.saturating_sub(oldest.frame.arrived) <= bounds.age {
                 break;
             }
+            self.older += 1;
+        }
+        let kept = self.kept.is_some_and(|kept| kept.holds(now));
+        while self.older > 0
+            && (!kept || self.older_bytes() > bounds.older_bytes)
+            && let Some(oldest) = self.entries.pop_front()
+        {
             self.tail_position = oldest.frame.position;
             self.tail_unpositioned = oldest.frame.kind == FrameKind::Unpositioned;
             self.bytes_gone = oldest.end;
             self.first += 1;
-            self.entries.pop_front();
+            self.older -= 1;
         }
         if self.entries.is_empty() {
             // A channel that fell silent gives its memory back: most channels are silent most of the time.
@@ -240,10 +281,15 @@ mod tests {
     use crate::log::frame::testing::frame;
     use crate::log::position::Epoch;
 
-    const WIDE: Bounds = Bounds { messages: 100, bytes: 1 << 20, age: 1 << 40 };
+    const WIDE: Bounds = Bounds { messages: 100, bytes: 1 << 20, age: 1 << 40, older_bytes: 1 << 20 };
 
     fn at(epoch: u32, offset: u64) -> Position {
         Position { epoch: Epoch(epoch), offset }
+    }
+
+    /// The number of the nth frame.
+    const fn nth(n: Seq) -> Seq {
+        FIRST - 1 + n
     }
 
     fn log_of(offsets: std::ops::RangeInclusive<u64>, bounds: Bounds) -> ChannelLog {
@@ -257,27 +303,27 @@ mod tests {
     #[test]
     fn the_tail_goes_by_messages_bytes_and_age() {
         let log = log_of(1..=10, Bounds { messages: 4, ..WIDE });
-        assert_eq!((log.first(), log.head()), (7, 10));
-        let size = log.get(9).unwrap().sse().len() as u64;
+        assert_eq!((log.first(), log.head()), (nth(7), nth(10)));
+        let size = log.get(nth(9)).unwrap().sse().len() as u64;
         let log = log_of(1..=9, Bounds { bytes: 3 * size, ..WIDE });
-        assert_eq!((log.first(), log.head(), log.bytes()), (7, 9, 3 * size));
+        assert_eq!((log.first(), log.head(), log.bytes()), (nth(7), nth(9), 3 * size));
         let mut log = log_of(1..=10, WIDE);
         log.trim(15, Bounds { age: 8, ..WIDE });
-        assert_eq!(log.first(), 7);
+        assert_eq!(log.first(), nth(7));
         log.trim(1000, Bounds { age: 8, ..WIDE });
-        assert_eq!((log.first(), log.head(), log.position(), log.bytes()), (11, 10, at(1, 10), 0));
+        assert_eq!((log.first(), log.head(), log.position(), log.bytes()), (nth(11), nth(10), at(1, 10), 0));
     }
 
     #[test]
     fn lag_counts_messages_bytes_and_age() {
         let log = log_of(1..=10, WIDE);
-        assert_eq!(log.lag(11, 50), Lag::default());
-        let size: u64 = log.since(8).map(|frame| frame.sse().len() as u64).sum();
-        assert_eq!(log.lag(8, 50), Lag { messages: 3, bytes: size, age: 42 });
+        assert_eq!(log.lag(nth(11), 50), Lag::default());
+        let size: u64 = log.since(nth(8)).map(|frame| frame.sse().len() as u64).sum();
+        assert_eq!(log.lag(nth(8), 50), Lag { messages: 3, bytes: size, age: 42 });
     }
 
     fn here(next: Seq, asked: Position) -> Located {
-        Located::Here(Cursor::of(next, asked))
+        Located::Here(Cursor::of(nth(next), asked))
     }
 
     #[test]
@@ -286,7 +332,7 @@ mod tests {
         for (asked, next) in [(at(1, 10), 11), (at(1, 8), 9), (at(1, 6), 7), (at(1, 12), 11)] {
             assert_eq!(log.locate(asked), here(next, asked));
         }
-        let gone = Located::Gone { available: at(1, 6), rest: Cursor::at(7) };
+        let gone = Located::Gone { available: at(1, 6), rest: Cursor::at(nth(7)) };
         assert_eq!(log.locate(at(1, 5)), gone);
         assert_eq!(log.locate(at(2, 8)), gone);
     }
@@ -295,8 +341,8 @@ mod tests {
     fn an_empty_log_knows_its_head() {
         let log = ChannelLog::with_history(at(3, 7), Vec::new(), 0, WIDE);
         assert_eq!(log.locate(at(3, 7)), here(1, at(3, 7)));
-        assert_eq!(log.locate(at(3, 6)), Located::Gone { available: at(3, 7), rest: Cursor::at(1) });
-        assert_eq!(log.position_before(1), at(3, 7));
+        assert_eq!(log.locate(at(3, 6)), Located::Gone { available: at(3, 7), rest: Cursor::at(nth(1)) });
+        assert_eq!(log.position_before(nth(1)), at(3, 7));
     }
 
     #[test]
@@ -305,8 +351,8 @@ mod tests {
         log.append(frame(FrameKind::Unpositioned, at(1, 3), 4), 4, WIDE);
         log.append(frame(FrameKind::Publication, at(1, 4), 5), 5, WIDE);
         assert_eq!(log.locate(at(1, 3)), here(5, at(1, 3)));
-        assert_eq!(log.position_before(5), at(1, 3));
-        assert_eq!(log.head(), 5);
+        assert_eq!(log.position_before(nth(5)), at(1, 3));
+        assert_eq!(log.head(), nth(5));
     }
 
     #[test]
@@ -330,7 +376,7 @@ mod tests {
         {
             assert_eq!(log.locate(asked), here(next, asked));
         }
-        let gone = Located::Gone { available: at(2, 3), rest: Cursor::at(5) };
+        let gone = Located::Gone { available: at(2, 3), rest: Cursor::at(nth(5)) };
         for asked in [at(1, 2), at(2, 1), at(3, 1)] {
             assert_eq!(log.locate(asked), gone, "{asked:?}");
         }

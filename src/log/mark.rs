@@ -79,11 +79,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::log::channel_log::Bounds;
+    use crate::log::channel_log::{Bounds, FIRST};
     use crate::log::frame::{ChannelBlocks, FrameEncoder};
     use crate::log::position::Epoch;
 
-    const WIDE: Bounds = Bounds { messages: 1_000, bytes: 1 << 20, age: 1 << 40 };
+    const WIDE: Bounds = Bounds { messages: 1_000, bytes: 1 << 20, age: 1 << 40, older_bytes: 1 << 20 };
 
     fn at(offset: u64) -> Position {
         Position { epoch: Epoch(1), offset }
@@ -136,8 +136,8 @@ mod tests {
         assert_eq!(rest(1, &old, &new), None);
         assert_eq!(rest(2, &old, &new).unwrap(), ["+c", "+d"]);
         let available = at(9);
-        let gone = Located::Gone { available, rest: Cursor::at(1) };
-        assert_eq!(ChannelLog::new(available).find(&old.mark(4)), gone);
+        let gone = Located::Gone { available, rest: Cursor::at(FIRST) };
+        assert_eq!(ChannelLog::new(available).find(&old.mark(FIRST + 3)), gone);
         // Nor is what was pushed out after a position.
         let mut new = log("+a u +b +c", 0);
         new.trim(0, Bounds { messages: 2, ..WIDE });

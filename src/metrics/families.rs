@@ -204,6 +204,16 @@ pub(super) const FAMILIES: &[Family] = &[
         Source::Node(|n| n.backbone_repaired),
     ),
     family(
+        "weir_backbone_fetches_total",
+        "Reads of publications from before the node's logs, for clients that came back from there.",
+        Source::Node(|n| n.backbone_fetches),
+    ),
+    family(
+        "weir_backbone_fetched_publications_total",
+        "Publications brought by those reads.",
+        Source::Node(|n| n.backbone_fetched),
+    ),
+    family(
         "weir_backbone_failed_reads_total",
         "Reads of a channel's history that failed and are tried again.",
         Source::Node(|n| n.backbone_failed_reads),

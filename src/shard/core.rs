@@ -12,7 +12,8 @@ use super::connection::{Connection, ConnectionId, Phase, Place, Protocol, Subscr
 use super::disconnect::Disconnect;
 use super::dismissal::Dismissal;
 use super::drain::{Budgets, Work};
-use super::mailbox::{Reply, RequestId, ToRelay, ToShard};
+use super::mailbox::{Reply, RequestError, RequestId, ToRelay, ToShard};
+use super::older::Fetch;
 use super::session::Session;
 use super::sink::{Event, Order};
 use super::timer::{Sweep, Tick, tick_of, ticks};
@@ -40,6 +41,8 @@ pub enum OpenWaiter {
 pub enum Asker {
     /// A task of the front, by the engine's number.
     Task(usize),
+    /// Clients that come back from before a channel's log.
+    Older(ChannelId),
     /// A command of a connection.
     Command {
         /// Where.
@@ -60,6 +63,8 @@ pub enum Answer {
     Refused(usize),
     /// The relay's answer for a task.
     Replied(usize, Reply),
+    /// One more of the fetches that a task waits for has come to its end: what was to be had is there, or nothing is known.
+    Fetched(usize, Result<(), RequestError>),
 }
 
 /// The time a disconnected client has to read its parting words, and then to close.
@@ -87,6 +92,8 @@ pub struct Core {
     pub answers: Vec<Answer>,
     pub(super) waiters: FxHashMap<ChannelId, Vec<OpenWaiter>>,
     pub(super) askers: FxHashMap<RequestId, Asker>,
+    /// Fetches of what lies before a channel's log.
+    pub(super) fetches: FxHashMap<ChannelId, Fetch>,
     next_connection: ConnectionId,
     next_request: RequestId,
     sweep: Sweep,
@@ -117,6 +124,7 @@ impl Core {
             answers: Vec::new(),
             waiters: FxHashMap::default(),
             askers: FxHashMap::default(),
+            fetches: FxHashMap::default(),
             next_connection: 1,
             next_request: 1,
             sweep: Sweep::default(),
@@ -142,6 +150,13 @@ impl Core {
     /// Who waits for the relay's answers.
     pub(super) fn askers(&self) -> impl Iterator<Item = &Asker> {
         self.askers.values()
+    }
+
+    /// Whether a client waits for the answer to a `history` command.
+    pub(super) fn waits_for_history(&self) -> bool {
+        self.connections.iter().any(|(_, connection)| {
+            matches!(&connection.protocol, Protocol::WebSocket(Some(session)) if session.asks_for_history())
+        })
     }
 
     /// Whether a connection is still there and open.
@@ -292,7 +307,7 @@ impl Core {
                     for waiter in self.waiters.remove(&channel).unwrap_or_default() {
                         match waiter {
                             OpenWaiter::Stream(stream) => self.answers.push(Answer::Opened(stream)),
-                            OpenWaiter::Subscribe(slot, connection) => self.opened(slot, connection, channel),
+                            OpenWaiter::Subscribe(slot, connection) => self.opened(slot, connection, channel, now),
                         }
                     }
                 }
@@ -331,6 +346,7 @@ impl Core {
             ToShard::Reply { request, reply } => match self.askers.remove(&request) {
                 Some(Asker::Task(task)) => self.answers.push(Answer::Replied(task, reply)),
                 Some(Asker::Command { slot, connection, command }) => self.replied(slot, connection, command, reply),
+                Some(Asker::Older(channel)) => self.fetched(channel, request, reply, now),
                 None => {}
             },
             ToShard::Drain { window } => self.dismiss_all(window, now),
@@ -354,12 +370,13 @@ impl Core {
         self.settings = settings;
     }
 
-    /// Numbers a request and remembers who asked.
-    pub fn ask(&mut self, asker: Asker, make: impl FnOnce(usize, RequestId) -> ToRelay) {
+    /// Numbers a request and remembers who asked. Returns the number.
+    pub fn ask(&mut self, asker: Asker, make: impl FnOnce(usize, RequestId) -> ToRelay) -> RequestId {
         let request = self.next_request;
         self.next_request += 1;
         self.askers.insert(request, asker);
         self.requests.push_back(make(self.shard, request));
+        request
     }
 
     /// Looks at the connections and channels whose turn it is: lag, heartbeats, pings, and time that has run out.
@@ -392,6 +409,11 @@ impl Core {
             // What is due to it is bounded and read when it is answered: it does not lag.
             self.look_at_poll(slot, tick, now);
             return;
+        }
+        for subscription in &connection.subscriptions {
+            if let Place::Behind(cursor) = subscription.place {
+                self.channels.seen(subscription.channel, cursor.next, now);
+            }
         }
         let lags = connection.subscriptions.iter().any(|subscription| match subscription.place {
             Place::Behind(cursor) => {

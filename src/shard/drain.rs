@@ -12,7 +12,7 @@ use super::sink::{Order, Piece, Short, Sink, Ticket};
 use super::subscription::leave_group;
 use super::timer::tick_of;
 use crate::limits::{
-    BYTES_PER_SEND, CHANNELS_PER_TURN, OWN_SENDS_PER_TURN, PIECES_PER_SEND, SENDS_PER_CHANNEL_TURN,
+    BYTES_PER_SEND, CHANNELS_PER_TURN, OWN_SENDS_PER_TURN, PIECES_PER_SEND, RECOVERED_BYTES, SENDS_PER_CHANNEL_TURN,
     TAIL_BYTES_PER_BATCH,
 };
 use crate::log::channel_log::Seq;
@@ -62,6 +62,8 @@ pub(super) struct Budgets {
     pub bytes_per_send: usize,
     /// See [`TAIL_BYTES_PER_BATCH`].
     pub tail_bytes: usize,
+    /// See [`RECOVERED_BYTES`].
+    pub reply_bytes: usize,
 }
 
 impl Default for Budgets {
@@ -72,6 +74,7 @@ impl Default for Budgets {
             sends_per_channel: SENDS_PER_CHANNEL_TURN,
             bytes_per_send: BYTES_PER_SEND,
             tail_bytes: TAIL_BYTES_PER_BATCH,
+            reply_bytes: RECOVERED_BYTES,
         }
     }
 }
@@ -187,6 +190,7 @@ impl Core {
             let from = group.at() + 1;
             let target = match group.pass() {
                 Some(pass) => pass.target,
+                None if group.members().is_empty() => log.head(),
                 None => last_of_send(log.since(from), lane, from, self.budgets.bytes_per_send).unwrap_or(log.head()),
             };
             if group.begin_pass(target).is_none() {

@@ -32,6 +32,13 @@ struct Opening {
     done: oneshot::Sender<Result<Reservation, OpenError>>,
 }
 
+/// A request that waits for what lies before logs.
+struct Fetching {
+    missing: usize,
+    outcome: Result<(), RequestError>,
+    done: oneshot::Sender<Result<(), RequestError>>,
+}
+
 /// Goes on with a connection of the front that was parked.
 pub type Readmit = Box<dyn Fn(Parked) -> std::io::Result<()>>;
 
@@ -77,6 +84,7 @@ pub struct Engine {
     current: Current,
     readmit: Readmit,
     handover: handover::Handover,
+    fetchings: Slab<Fetching>,
     /// Microseconds of the last report of the histograms.
     reported: Micros,
 }
@@ -102,6 +110,7 @@ impl Engine {
             promised: 0,
             openings: Slab::new(),
             askers: Slab::new(),
+            fetchings: Slab::new(),
             parking,
             current,
             readmit,
@@ -206,9 +215,17 @@ impl Engine {
                 let _ = done.send(self.core.poll(&channels, &cursor));
             }
             Knock::Establish { socket, stream } => self.establish(socket, stream, now),
-            Knock::Ask { request, done } => {
+            Knock::Publish { publish, done } => {
                 let task = self.askers.insert(done);
-                self.core.ask(Asker::Task(task), |shard, id| request.numbered(shard, id));
+                self.core.ask(Asker::Task(task), |shard, request| ToRelay::Publish { shard, request, publish });
+            }
+            Knock::Fetch { channels, cursor, done } => {
+                let task = self.fetchings.vacant_key();
+                match self.core.fetch_older(task, &channels, &cursor, now) {
+                    // It stays until all of them are answered, whoever still listens: then the number is free.
+                    (missing @ 1.., outcome) => _ = self.fetchings.insert(Fetching { missing, outcome, done }),
+                    (0, outcome) => _ = done.send(outcome),
+                }
             }
         }
     }
@@ -286,6 +303,17 @@ impl Engine {
                     if let Some(of) = self.openings.try_remove(opening) {
                         let done = self.let_go(opening, of);
                         let _ = done.send(Err(OpenError::TooManyChannels));
+                    }
+                }
+                Answer::Fetched(task, outcome) => {
+                    let Some(of) = self.fetchings.get_mut(task) else { continue };
+                    of.missing -= 1;
+                    if of.outcome.is_ok() {
+                        of.outcome = outcome;
+                    }
+                    if of.missing == 0 {
+                        let Fetching { outcome, done, .. } = self.fetchings.remove(task);
+                        let _ = done.send(outcome);
                     }
                 }
                 Answer::Replied(task, reply) => {

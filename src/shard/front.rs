@@ -90,6 +90,13 @@ pub trait Entrance: Clone + 'static {
     /// Publishes and waits for the position.
     fn publish(&self, publish: Publish) -> impl Future<Output = Result<Position, RequestError>>;
 
+    /// Has what follows a cursor in the logs of reserved channels, fetching what they do not reach back to.
+    fn fetch(
+        &self,
+        channels: &Self::Reservation,
+        cursor: &[CursorEntry],
+    ) -> impl Future<Output = Result<(), RequestError>>;
+
     /// Reads what is new on reserved channels since a cursor.
     fn poll(
         &self,
@@ -116,6 +123,10 @@ impl Entrance for Gate {
 
     fn publish(&self, publish: Publish) -> impl Future<Output = Result<Position, RequestError>> {
         Gate::publish(self, publish)
+    }
+
+    fn fetch(&self, channels: &Reservation, cursor: &[CursorEntry]) -> impl Future<Output = Result<(), RequestError>> {
+        Gate::fetch(self, channels, cursor)
     }
 
     fn poll(&self, channels: &Reservation, cursor: &[CursorEntry]) -> impl Future<Output = Result<Answer, OpenError>> {

@@ -11,11 +11,10 @@ use bytes::Bytes;
 use monoio::time::timeout;
 use tokio::sync::oneshot;
 
-use super::mailbox::{HistoryQuery, Mailbox, Publish, Reply, RequestError, RequestId, ToRelay};
+use super::mailbox::{Mailbox, Publish, Reply, RequestError};
 use super::poll::{Answer, Poll};
-use crate::limits::{OPEN_MILLIS, PUBLISH_MILLIS};
+use crate::limits::{OLDER_FETCH_MILLIS, OPEN_MILLIS, PUBLISH_MILLIS};
 use crate::log::channel_table::ChannelId;
-use crate::log::frame::Frame;
 use crate::log::position::{CursorEntry, Position};
 
 /// The tasks' side of a shard. Cheap to clone; stays on its thread.
@@ -39,25 +38,10 @@ pub(super) enum Knock {
     Poll { channels: Vec<ChannelId>, cursor: Vec<CursorEntry>, done: oneshot::Sender<Answer> },
     /// A socket to take over.
     Establish { socket: OwnedFd, stream: Established },
-    /// A request to the relay.
-    Ask { request: Request, done: oneshot::Sender<Reply> },
-}
-
-/// A request to the relay without the numbers the engine adds.
-#[derive(Debug)]
-pub(super) enum Request {
-    Publish(Publish),
-    History(HistoryQuery),
-}
-
-impl Request {
-    /// Adds the numbers that bring the answer back.
-    pub(super) fn numbered(self, shard: usize, request: RequestId) -> ToRelay {
-        match self {
-            Self::Publish(publish) => ToRelay::Publish { shard, request, publish },
-            Self::History(query) => ToRelay::History { shard, request, query },
-        }
-    }
+    /// Publish.
+    Publish { publish: Publish, done: oneshot::Sender<Reply> },
+    /// Have what follows a cursor on channels of a reservation in their logs, as far as the backbone has it.
+    Fetch { channels: Vec<ChannelId>, cursor: Vec<CursorEntry>, done: oneshot::Sender<Result<(), RequestError>> },
 }
 
 /// A place for a stream that is about to be established, and channels held live for it. Dropping it gives both back.
@@ -181,6 +165,24 @@ impl Gate {
         answer.await.map_err(|_| OpenError::Closed)
     }
 
+    /// Has what follows a cursor fetched where a channel's log does not reach back to it, and waits for it. It is then in the
+    /// log for [`crate::limits::OLDER_MILLIS`] at least; what is not, the backbone does not have either.
+    ///
+    /// # Errors
+    /// [`RequestError`] when the backbone could not be asked, or did not answer within [`OLDER_FETCH_MILLIS`].
+    pub async fn fetch(&self, channels: &Reservation, cursor: &[CursorEntry]) -> Result<(), RequestError> {
+        if cursor.is_empty() {
+            return Ok(());
+        }
+        let (done, fetched) = oneshot::channel();
+        self.knock(Knock::Fetch { channels: channels.channels().to_vec(), cursor: cursor.to_vec(), done });
+        match timeout(Duration::from_millis(OLDER_FETCH_MILLIS), fetched).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(RequestError::Unavailable("the node is stopping".into())),
+            Err(_) => Err(RequestError::Unavailable("no answer in time".into())),
+        }
+    }
+
     /// Hands an established socket to the engine.
     pub fn establish(&self, socket: OwnedFd, stream: Established) {
         self.knock(Knock::Establish { socket, stream });
@@ -192,28 +194,11 @@ impl Gate {
     /// [`RequestError::Unavailable`] also when no answer came within [`PUBLISH_MILLIS`]: the publication may then
     /// have happened or not, and a retry with the same idempotency key is safe.
     pub async fn publish(&self, publish: Publish) -> Result<Position, RequestError> {
-        match self.ask(Request::Publish(publish)).await? {
-            Reply::Published(outcome) => outcome,
-            Reply::History(_) => Err(RequestError::Unavailable("answered something else".into())),
-        }
-    }
-
-    /// Reads from a channel's history.
-    ///
-    /// # Errors
-    /// See [`RequestError`].
-    pub async fn history(&self, query: HistoryQuery) -> Result<(Position, Vec<Arc<Frame>>), RequestError> {
-        match self.ask(Request::History(query)).await? {
-            Reply::History(outcome) => outcome,
-            Reply::Published(_) => Err(RequestError::Unavailable("answered something else".into())),
-        }
-    }
-
-    async fn ask(&self, request: Request) -> Result<Reply, RequestError> {
         let (done, answer) = oneshot::channel();
-        self.knock(Knock::Ask { request, done });
+        self.knock(Knock::Publish { publish, done });
         match timeout(Duration::from_millis(PUBLISH_MILLIS), answer).await {
-            Ok(Ok(reply)) => Ok(reply),
+            Ok(Ok(Reply::Published(outcome))) => outcome,
+            Ok(Ok(Reply::History(_))) => Err(RequestError::Unavailable("answered something else".into())),
             Ok(Err(_)) => Err(RequestError::Unavailable("the node is stopping".into())),
             Err(_) => Err(RequestError::Unavailable("no answer in time".into())),
         }

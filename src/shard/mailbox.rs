@@ -15,7 +15,7 @@ use crossbeam::queue::ArrayQueue;
 use super::handover::{Arriving, Expected, Leaving};
 use crate::limits::MAILBOX_MESSAGES;
 use crate::log::frame::Frame;
-use crate::log::position::Position;
+use crate::log::position::{Offset, Position};
 use crate::settings::Settings;
 
 /// A shard's own small number for a channel it asked for. The relay hands it back, so no shard hashes a name for a
@@ -83,16 +83,14 @@ pub struct Publish {
 }
 
 /// Which part of a channel's history to read.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryQuery {
     /// A checked channel name.
     pub channel: Arc<str>,
-    /// Only what came after (or, reversed, before) this position.
-    pub since: Option<Position>,
-    /// Most publications to return; 0 asks for the position alone.
-    pub limit: usize,
-    /// Newest first.
-    pub reverse: bool,
+    /// What came after this position,
+    pub since: Position,
+    /// up to this offset of the same epoch.
+    pub upto: Offset,
 }
 
 /// A backbone's answer to one request.
@@ -100,8 +98,9 @@ pub struct HistoryQuery {
 pub enum Reply {
     /// The publication's position, once the backbone has it.
     Published(Result<Position, RequestError>),
-    /// The channel's head and the publications asked for.
-    History(Result<(Position, Vec<Arc<Frame>>), RequestError>),
+    /// What the history has of the publications asked for, oldest first: those that lead up to the last one without a hole.
+    /// None when that one is gone, or the history is in another epoch.
+    History(Result<Vec<Arc<Frame>>, RequestError>),
 }
 
 /// Why a request to the backbone failed. Nothing was done half.
@@ -113,9 +112,6 @@ pub enum RequestError {
     /// The queue towards the backbone is full ([`crate::limits::RELAY_REQUESTS`]); try again later.
     #[error("too many requests wait for the backbone")]
     Overloaded,
-    /// The position asked for is of another epoch or no longer in the history.
-    #[error("the position is no longer in the history")]
-    Unrecoverable(Position),
 }
 
 /// An eventfd that several sources signal and one thread waits on.

@@ -1,6 +1,9 @@
 //! The Centrifugo client protocol on an established WebSocket: commands in, replies and subscriptions out.
 
 mod carried;
+mod history;
+
+use self::history::HistoryAsked;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,27 +14,44 @@ use super::connection::{Connection, ConnectionId, Phase, Place, Protocol, Subscr
 use super::core::{Asker, Core, FAREWELL, OpenWaiter};
 use super::disconnect::Disconnect;
 use super::mailbox::{Publish, Reply, RequestError, ToRelay};
+use super::older::Returner;
 use super::timer::{Tick, tick_of, ticks};
-use crate::limits::{CONNECT_MILLIS, CONTROL_BYTES, HISTORY_PUBLICATIONS, OPEN_MILLIS, REPLY_BYTES};
+use crate::limits::{CONNECT_MILLIS, CONTROL_BYTES, OPEN_MILLIS, REPLY_BYTES};
 use crate::log::channel_log::Located;
 use crate::log::channel_table::{ChannelId, Slot};
 use crate::log::cursor::Cursor;
 use crate::log::frame::{Frame, FrameKind, Micros};
 use crate::log::position::{Epoch, Position};
-use crate::wire::centrifugo::{self, Command, ConnectResult, ErrorCode, HistoryResult, Method, SubscribeResult};
+use crate::wire::centrifugo::{self, Command, ConnectResult, ErrorCode, Method, SubscribeResult};
 use crate::wire::websocket::{self, Decoder, Event, Opcode, ProtocolError};
 use crate::wire::{channel_name, sse};
 
-/// A `subscribe` command whose channel is not live yet.
+/// A command that waits for its channel to go live, or for what lies before the channel's log.
 #[derive(Debug)]
 struct Pending {
     channel: ChannelId,
     command: u32,
-    recover: Option<Recover>,
     /// When it is refused as temporarily impossible.
     until: Tick,
-    /// The `unsubscribe` command that came before the channel was live: answered after it.
-    then_unsubscribe: Option<u32>,
+    asks: Asks,
+}
+
+/// What a waiting command asks for.
+#[derive(Debug)]
+enum Asks {
+    Subscribe {
+        recover: Option<Recover>,
+        /// The `unsubscribe` command that came meanwhile: answered after it.
+        then_unsubscribe: Option<u32>,
+    },
+    History(HistoryAsked),
+}
+
+impl Pending {
+    /// Whether it subscribes to a channel.
+    fn subscribes_to(&self, channel: ChannelId) -> bool {
+        self.channel == channel && matches!(self.asks, Asks::Subscribe { .. })
+    }
 }
 
 /// The position a client wants to go on from. None when its epoch is not one of ours.
@@ -180,14 +200,21 @@ impl Core {
                         return Err(Disconnect::Slow);
                     }
                     let channel = self.connections[slot as usize].subscriptions[index].channel;
-                    match session.pending.iter_mut().find(|pending| pending.channel == channel) {
-                        None => self.unsubscribe(slot, index),
-                        Some(Pending { then_unsubscribe: later @ None, .. }) => {
+                    let subscribes = |pending: &&mut Pending| pending.subscribes_to(channel);
+                    match session.pending.iter_mut().find(subscribes).map(|pending| &mut pending.asks) {
+                        Some(Asks::Subscribe { then_unsubscribe: later @ None, .. }) => {
                             *later = Some(id);
                             return Ok(());
                         }
                         // An earlier command will do it; this one is answered at once.
                         Some(_) => {}
+                        None => {
+                            self.unsubscribe(slot, index);
+                            for waiting in session.pending.extract_if(.., |pending| pending.channel == channel) {
+                                centrifugo::write_error(out, waiting.command, ErrorCode::PermissionDenied);
+                                out.push(b'\n');
+                            }
+                        }
                     }
                 }
                 centrifugo::write_unsubscribe(out, id);
@@ -223,7 +250,8 @@ impl Core {
                         }
                     },
                 };
-                self.take_history(slot, id, &history.channel, since, history.limit, history.reverse, out);
+                let asked = HistoryAsked { since, limit: history.limit, reverse: history.reverse };
+                self.take_history(slot, session, id, &history.channel, asked, out, now);
             }
             Method::Rpc { .. } => centrifugo::write_error(out, id, ErrorCode::MethodNotFound),
             Method::Presence { .. }
@@ -275,17 +303,37 @@ impl Core {
         connection.subscriptions.push(Subscription { channel, place: Place::Opening });
         let id = connection.id;
         self.recorder.metrics.subscriptions.add(1);
-        if self.channels.get(channel).is_some_and(|channel| channel.log().is_some()) {
-            self.go_live(slot, channel, command, recover, out);
-        } else {
-            let until = tick_of(now) + ticks(Duration::from_millis(OPEN_MILLIS));
-            session.pending.push(Pending { channel, command, recover, until, then_unsubscribe: None });
-            self.waiters.entry(channel).or_default().push(OpenWaiter::Subscribe(slot, id));
+        let live = self.channels.get(channel).is_some_and(|channel| channel.log().is_some());
+        let waits = match recover {
+            _ if !live => {
+                self.waiters.entry(channel).or_default().push(OpenWaiter::Subscribe(slot, id));
+                Ok(true)
+            }
+            Some(Some(position)) => {
+                let returner = Returner::Command { slot, connection: id, command };
+                self.await_older(channel, position, returner, now)
+            }
+            Some(None) | None => Ok(false),
+        };
+        match waits {
+            Ok(false) => self.go_live(slot, channel, command, recover, out),
+            Ok(true) => {
+                let until = tick_of(now) + ticks(Duration::from_millis(OPEN_MILLIS));
+                let asks = Asks::Subscribe { recover, then_unsubscribe: None };
+                session.pending.push(Pending { channel, command, until, asks });
+            }
+            Err(error) => {
+                if let Some(index) = self.connections[slot as usize].subscription(channel) {
+                    self.unsubscribe(slot, index);
+                }
+                return Err(code_of(&error));
+            }
         }
         Ok(())
     }
 
-    /// Answers a subscribe command on a live channel: the reply carries what the client missed, and the subscription goes on
+    /// Answers a subscribe command on a live channel whose log has what is to be had: the reply carries what the client missed,
+    /// up to a bound. What is more than that follows as publications, shared like all others; then the subscription goes on
     /// from the head.
     fn go_live(&mut self, slot: Slot, id: ChannelId, command: u32, recover: Option<Recover>, out: &mut Vec<u8>) {
         let Some(log) = self.channels.get(id).and_then(|channel| channel.log()) else { return };
@@ -295,17 +343,25 @@ impl Core {
         if let Some(Some(position)) = recover
             && let Located::Here(from) = log.locate(position)
         {
-            cursor = from.to(cursor.next);
+            cursor = from.to(cursor.next).resuming(log.head());
             recovered = log.since(from.next).all(|frame| frame.kind != FrameKind::Gap);
-            if recovered {
-                missed.extend(log.since(from.next).filter(|frame| frame.kind == FrameKind::Publication));
+            let mut room = self.budgets.reply_bytes;
+            for (seq, frame) in (from.next..).zip(log.since(from.next)).take_while(|_| recovered) {
+                let bytes = frame.publication_json().len();
+                if bytes > room && !missed.is_empty() {
+                    cursor = cursor.to(seq);
+                    break;
+                }
+                room = room.saturating_sub(bytes);
+                missed.extend(Some(frame).filter(|frame| frame.kind == FrameKind::Publication));
             }
         }
+        let reached = log.position_before(cursor.next);
         let result = SubscribeResult {
             recoverable: true,
             positioned: true,
             epoch: &log.position().epoch.to_string(),
-            offset: cursor.position(log.position()).offset,
+            offset: cursor.position(reached).offset,
             recovered,
             was_recovering: recover.is_some(),
         };
@@ -316,17 +372,61 @@ impl Core {
     }
 
     /// A channel that a connection waits for is live.
-    pub(super) fn opened(&mut self, slot: Slot, connection: ConnectionId, channel: ChannelId) {
+    pub(super) fn opened(&mut self, slot: Slot, connection: ConnectionId, channel: ChannelId, now: Micros) {
         let Some(session) = self.session(slot, connection) else { return };
-        let Some(at) = session.pending.iter().position(|pending| pending.channel == channel) else { return };
-        let Pending { command, recover, then_unsubscribe, .. } = session.pending.swap_remove(at);
+        let Some(at) = session.pending.iter().position(|pending| pending.subscribes_to(channel)) else { return };
+        let Pending { command, asks: Asks::Subscribe { recover, .. }, .. } = session.pending[at] else { return };
+        let waits = match recover {
+            Some(Some(position)) => {
+                self.await_older(channel, position, Returner::Command { slot, connection, command }, now)
+            }
+            Some(None) | None => Ok(false),
+        };
+        if waits != Ok(true)
+            && let Some(session) = self.session(slot, connection)
+        {
+            let pending = session.pending.swap_remove(at);
+            self.end_wait(slot, pending, waits.map(|_| ()));
+        }
+        self.read_histories(slot, connection, channel, now);
+    }
+
+    /// What lies before the log of a channel is there, as far as it is to be had, or nobody knows.
+    pub(super) fn older_is_there(
+        &mut self,
+        slot: Slot,
+        connection: ConnectionId,
+        channel: ChannelId,
+        command: u32,
+        outcome: Result<(), RequestError>,
+    ) {
+        let Some(session) = self.session(slot, connection) else { return };
+        let meant = |pending: &Pending| pending.channel == channel && pending.command == command;
+        if let Some(at) = session.pending.iter().position(meant) {
+            let pending = session.pending.swap_remove(at);
+            self.end_wait(slot, pending, outcome);
+        }
+    }
+
+    /// Answers a command that has waited.
+    fn end_wait(&mut self, slot: Slot, pending: Pending, outcome: Result<(), RequestError>) {
+        let Pending { channel, command, .. } = pending;
+        if let Err(error) = outcome {
+            self.give_up(slot, pending, code_of(&error));
+            return;
+        }
         let mut out = Vec::new();
-        self.go_live(slot, channel, command, recover, &mut out);
-        if let Some(command) = then_unsubscribe {
-            out.push(b'\n');
-            centrifugo::write_unsubscribe(&mut out, command);
-            if let Some(index) = self.connections[slot as usize].subscription(channel) {
-                self.unsubscribe(slot, index);
+        match pending.asks {
+            Asks::History(asked) => self.write_history(slot, channel, command, asked, &mut out),
+            Asks::Subscribe { recover, then_unsubscribe } => {
+                self.go_live(slot, channel, command, recover, &mut out);
+                if let Some(command) = then_unsubscribe {
+                    out.push(b'\n');
+                    centrifugo::write_unsubscribe(&mut out, command);
+                    if let Some(index) = self.connections[slot as usize].subscription(channel) {
+                        self.unsubscribe(slot, index);
+                    }
+                }
             }
         }
         self.reply(slot, &out);
@@ -335,64 +435,26 @@ impl Core {
     /// A channel that a connection waits for will not be live.
     pub(super) fn refused(&mut self, slot: Slot, connection: ConnectionId, channel: ChannelId) {
         let Some(session) = self.session(slot, connection) else { return };
-        let Some(at) = session.pending.iter().position(|pending| pending.channel == channel) else { return };
-        let pending = session.pending.swap_remove(at);
-        self.give_up(slot, pending, ErrorCode::TooManyRequests);
+        let refused: Vec<Pending> = session.pending.extract_if(.., |pending| pending.channel == channel).collect();
+        for pending in refused {
+            self.give_up(slot, pending, ErrorCode::TooManyRequests);
+        }
     }
 
-    /// Answers a subscribe command that waited in vain, and takes its subscription back.
+    /// Answers a command that waited in vain, and takes its subscription back if it is one.
     fn give_up(&mut self, slot: Slot, pending: Pending, error: ErrorCode) {
-        let Pending { channel, command, then_unsubscribe, .. } = pending;
+        let Pending { channel, command, asks, .. } = pending;
         let connection = &mut self.connections[slot as usize];
         write_message(&mut connection.control, |out| centrifugo::write_error(out, command, error));
-        if let Some(command) = then_unsubscribe {
-            write_message(&mut connection.control, |out| centrifugo::write_unsubscribe(out, command));
-        }
-        if let Some(index) = connection.subscription(channel) {
-            self.unsubscribe(slot, index);
+        if let Asks::Subscribe { then_unsubscribe, .. } = asks {
+            if let Some(command) = then_unsubscribe {
+                write_message(&mut connection.control, |out| centrifugo::write_unsubscribe(out, command));
+            }
+            if let Some(index) = connection.subscription(channel) {
+                self.unsubscribe(slot, index);
+            }
         }
         self.queue(slot);
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the fields of one command and where its reply goes")]
-    fn take_history(
-        &self,
-        slot: Slot,
-        command: u32,
-        name: &str,
-        since: Option<Position>,
-        limit: i32,
-        reverse: bool,
-        out: &mut Vec<u8>,
-    ) {
-        let log = self
-            .subscription_of(slot, name)
-            .and_then(|index| self.channels.get(self.connections[slot as usize].subscriptions[index].channel)?.log());
-        let Some(log) = log else {
-            // Only subscribers may read a channel's history.
-            centrifugo::write_error(out, command, ErrorCode::PermissionDenied);
-            return;
-        };
-        if self.replies_wait(slot, out) {
-            centrifugo::write_error(out, command, ErrorCode::TooManyRequests);
-            return;
-        }
-        let head = log.position();
-        if since.is_some_and(|since| since.epoch != head.epoch) {
-            centrifugo::write_error(out, command, ErrorCode::UnrecoverablePosition);
-            return;
-        }
-        let most = usize::try_from(limit).unwrap_or(HISTORY_PUBLICATIONS).min(HISTORY_PUBLICATIONS);
-        let wanted = |frame: &&Arc<Frame>| {
-            let offset = frame.position.offset;
-            let side = since.is_none_or(|since| if reverse { offset < since.offset } else { offset > since.offset });
-            frame.kind == FrameKind::Publication && frame.position.epoch == head.epoch && side
-        };
-        let held = log.since(log.first()).filter(wanted);
-        let frames: Vec<&Arc<Frame>> =
-            if reverse { held.rev().take(most).collect() } else { held.take(most).collect() };
-        let result = HistoryResult { epoch: &head.epoch.to_string(), offset: head.offset };
-        centrifugo::write_history(out, command, &result, frames.into_iter().map(|frame| frame.publication_json()));
     }
 
     /// The relay has answered a command.
@@ -406,16 +468,11 @@ impl Core {
                 self.recorder.metrics.publishes_ok.add(1);
                 centrifugo::write_publish(&mut out, command);
             }
-            Reply::Published(Err(error)) | Reply::History(Err(error)) => {
+            Reply::Published(Err(error)) => {
                 self.recorder.metrics.publishes_refused.add(1);
-                let code = match error {
-                    RequestError::Unavailable(_) => ErrorCode::Internal,
-                    RequestError::Overloaded => ErrorCode::TooManyRequests,
-                    RequestError::Unrecoverable(_) => ErrorCode::UnrecoverablePosition,
-                };
-                centrifugo::write_error(&mut out, command, code);
+                centrifugo::write_error(&mut out, command, code_of(&error));
             }
-            Reply::History(Ok(_)) => return,
+            Reply::History(_) => return,
         }
         self.reply(slot, &out);
     }
@@ -480,6 +537,14 @@ pub(super) fn write_sse_farewell(out: &mut Vec<u8>, why: Disconnect, retry: Dura
     sse::write_comment(out, &format!("disconnected: {}", why.reason()));
     sse::write_retry(out, retry.as_millis() as u64);
     sse::end_event(out);
+}
+
+/// How a request that failed is answered.
+fn code_of(error: &RequestError) -> ErrorCode {
+    match error {
+        RequestError::Unavailable(_) => ErrorCode::Internal,
+        RequestError::Overloaded => ErrorCode::TooManyRequests,
+    }
 }
 
 fn disconnect_of(error: ProtocolError) -> Disconnect {

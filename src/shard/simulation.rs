@@ -27,13 +27,17 @@ use crate::planted::{Bug, plant};
 const SEEDS: u64 = 1_000;
 
 /// What some of them must meet, so that the simulation cannot quietly lose its teeth.
-const MET: [&str; 38] = [
+const MET: [&str; 42] = [
     "another node",
     "asks to unsubscribe",
     "bad_request",
     "channels left over",
     "client_closed",
     "client_gone",
+    "fetch fails",
+    "fetch of another epoch",
+    "fetched a part",
+    "fetched",
     "gap",
     "gives up",
     "hand-over",

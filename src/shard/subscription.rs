@@ -103,6 +103,7 @@ impl Core {
     pub(super) fn release(&mut self, id: ChannelId) {
         if self.channels.release(id) == Interest::Unwanted {
             self.ask_disinterest(id);
+            self.forget_fetch(id);
         }
     }
 

@@ -102,8 +102,8 @@ enum Order {
     Move(SocketAddr),
     /// Every connection is reset.
     Cut,
-    /// The first so many clients stop reading, or all read.
-    Pause(usize),
+    /// The first so many clients stop reading, or all read; answered once it holds.
+    Pause(usize, Sender<()>),
 }
 
 /// A running swarm.
@@ -155,9 +155,11 @@ impl Swarm {
         self.order(Order::Move(address));
     }
 
-    /// Lets the first `count` clients stop reading; 0 lets all read.
+    /// Lets the first `count` clients stop reading; 0 lets all read. It holds once the call returns.
     pub fn pause(&self, count: usize) {
-        self.order(Order::Pause(count));
+        let (done, wait) = channel();
+        self.order(Order::Pause(count, done));
+        wait.recv().expect("the swarm's thread lives; see above");
     }
 
     /// Waits until every client is subscribed and knows its position.
@@ -276,7 +278,11 @@ impl Worker {
             match orders.try_recv() {
                 Ok(Order::Move(address)) => self.plan.address = address,
                 Ok(Order::Cut) => (0..self.members.len()).for_each(|index| self.give_up(index)),
-                Ok(Order::Pause(count)) => self.pause(count),
+                Ok(Order::Pause(count, done)) => {
+                    self.pause(count);
+                    // Whoever waits for it may be gone: the test has failed.
+                    let _ = done.send(());
+                }
                 Err(TryRecvError::Empty) => {}
                 Err(TryRecvError::Disconnected) => return,
             }

@@ -161,14 +161,10 @@ impl Commands {
     /// See [`BackboneError`].
     pub async fn read(mut self, read: Read) -> Result<Page, BackboneError> {
         let (meta, stream) = (self.keys.meta(&read.channel), self.keys.stream(&read.channel));
-        let mut pipeline = redis::pipe();
-        pipeline.atomic();
-        if read.create {
-            pipeline.cmd("EVAL").arg(CREATE).arg(2).arg(&meta).arg(&stream);
-            pipeline.arg(random_epoch()?.to_string()).arg(META_SECONDS).arg(TIME_IDS).ignore();
-        }
-        pipeline.cmd("HMGET").arg(&meta).arg("epoch").arg("offset").arg("t").arg("was");
-        if read.limit > 0 {
+        let position = |pipeline: &mut redis::Pipeline| {
+            pipeline.cmd("HMGET").arg(&meta).arg("epoch").arg("offset").arg("t").arg("was");
+        };
+        let range = |pipeline: &mut redis::Pipeline| {
             // Offsets end below TIME_IDS; entries above it have no offset yet.
             if read.reverse {
                 let newest = read.since.map_or(TIME_IDS, |since| since.min(TIME_IDS));
@@ -178,9 +174,30 @@ impl Commands {
                 pipeline.cmd("XRANGE").arg(&stream).arg(format!("({oldest}-0")).arg(format!("({TIME_IDS}-0"));
             }
             pipeline.arg("COUNT").arg(read.limit);
+        };
+        let mut pipeline = redis::pipe();
+        // What lies before a position does not grow, so it is read without a transaction, in two commands instead of four. The
+        // position comes after it: when that is still in the epoch that is asked about, so was the range.
+        let settled = read.reverse && read.since.is_some() && read.limit > 0;
+        if settled {
+            range(&mut pipeline);
+            position(&mut pipeline);
+        } else {
+            pipeline.atomic();
+            if read.create {
+                pipeline.cmd("EVAL").arg(CREATE).arg(2).arg(&meta).arg(&stream);
+                pipeline.arg(random_epoch()?.to_string()).arg(META_SECONDS).arg(TIME_IDS).ignore();
+            }
+            position(&mut pipeline);
+            if read.limit > 0 {
+                range(&mut pipeline);
+            }
         }
         let mut answer: Vec<Value> =
             pipeline.query_async(&mut self.connection).await.map_err(|error| failure(&error))?;
+        if settled {
+            answer.reverse();
+        }
         let publications = if read.limit > 0 { answer.pop().map(stored).transpose()? } else { None };
         let mut page = head(answer.pop().ok_or_else(|| malformed("a position"))?)?;
         page.publications = publications.unwrap_or_default();

@@ -36,6 +36,7 @@ impl Relay {
         self.subscribing = None;
         self.to_read.clear();
         self.to_retry.clear();
+        self.fetches.forget_all();
         for (_, channel) in &mut self.channels {
             channel.phase = Phase::Wanted;
             // Another process vouched for what came before a subscription that is over.

@@ -18,7 +18,7 @@ use super::*;
 use crate::backbone::redis::testing::Server;
 use crate::log::frame::{Frame, FrameKind};
 use crate::settings::HistoryConfig;
-use crate::shard::mailbox::Publish;
+use crate::shard::mailbox::{HistoryQuery, Publish};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -134,11 +134,16 @@ impl Node {
         }
     }
 
-    fn history(&self, shard: usize, query: HistoryQuery) -> Result<(Position, Vec<u64>), RequestError> {
+    /// The offsets that a shard is answered with.
+    fn history(&self, shard: usize, query: HistoryQuery) -> Result<Vec<u64>, RequestError> {
         self.ask(ToRelay::History { shard, request: 2, query });
+        self.brought(shard)
+    }
+
+    fn brought(&self, shard: usize) -> Result<Vec<u64>, RequestError> {
         match self.next(shard) {
             ToShard::Reply { request: 2, reply: Reply::History(answer) } => {
-                answer.map(|(head, frames)| (head, frames.iter().map(|frame| frame.position.offset).collect()))
+                answer.map(|frames| frames.iter().map(|frame| frame.position.offset).collect())
             }
             other => panic!("{other:?}"),
         }
@@ -153,8 +158,8 @@ fn payload(frame: &Frame) -> String {
     }
 }
 
-fn query(name: &str, since: Option<Position>, limit: usize, reverse: bool) -> HistoryQuery {
-    HistoryQuery { channel: name.into(), since, limit, reverse }
+fn query(name: &str, since: Position, upto: u64) -> HistoryQuery {
+    HistoryQuery { channel: name.into(), since, upto }
 }
 
 /// Runs a test on the embedded backbone and on a Redis of its own.
@@ -249,35 +254,42 @@ fn a_repeated_key_publishes_once() {
 }
 
 #[test]
-fn history_is_read_from_a_position_with_a_limit_and_reversed() {
+fn history_is_read_up_to_where_a_log_begins() {
     on_both(|server| {
         let history = HistoryConfig { messages: 4, ..Settings::default().history };
         let node = Node::start(Settings { redis: server.map(Server::config), history, ..Settings::default() }, 2);
         let head =
             (1..=6).fold(Position::default(), |_, n: u32| node.publish_and_wait(1, "news", &n.to_string(), None));
-        let at = |offset| Some(Position { offset, ..head });
-        // Once from the backbone, once from the node's log.
-        for live in [false, true] {
-            if live {
-                node.interest(0, 1, "news");
-                assert_eq!(node.live(0), (head, vec![3, 4, 5, 6]));
-            }
-            let read = |since, limit, reverse| node.history(1, query("news", since, limit, reverse));
-            assert_eq!(read(None, 0, false), Ok((head, vec![])));
-            assert_eq!(read(None, 10, false), Ok((head, vec![3, 4, 5, 6])));
-            assert_eq!(read(None, 2, false), Ok((head, vec![3, 4])));
-            assert_eq!(read(None, 3, true), Ok((head, vec![6, 5, 4])));
-            assert_eq!(read(at(4), 10, false), Ok((head, vec![5, 6])));
-            assert_eq!(read(at(2), 3, false), Ok((head, vec![3, 4, 5])));
-            assert_eq!(read(at(6), 10, false), Ok((head, vec![])));
-            assert_eq!(read(at(5), 10, true), Ok((head, vec![4, 3])));
-            assert_eq!(read(at(1), 10, false), Err(RequestError::Unrecoverable(head)));
-            assert_eq!(read(at(7), 10, false), Err(RequestError::Unrecoverable(head)));
-            let other = Position { epoch: crate::log::position::Epoch(head.epoch.0 ^ 1), offset: 5 };
-            assert_eq!(read(Some(other), 10, false), Err(RequestError::Unrecoverable(head)));
+        let at = |offset| Position { offset, ..head };
+        let read = |since, upto| node.history(1, query("news", since, upto));
+        assert_eq!(read(at(4), 6), Ok(vec![5, 6]));
+        assert_eq!(read(at(2), 5), Ok(vec![3, 4, 5]));
+        assert_eq!(read(at(0), 5), Ok(vec![3, 4, 5]), "what is left of it");
+        assert_eq!(read(at(0), 2), Ok(vec![]), "nothing is left of it");
+        assert_eq!(read(at(6), 7), Ok(vec![]), "it never was");
+        let other = Position { epoch: crate::log::position::Epoch(head.epoch.0 ^ 1), offset: 3 };
+        assert_eq!(read(other, 5), Ok(vec![]));
+        assert_eq!(node.history(1, query("silent", at(1), 5)), Ok(vec![]));
+    });
+}
+
+#[test]
+fn shards_that_ask_for_the_same_history_cost_one_read() {
+    on_both(|server| {
+        let node = Node::on(server, 4);
+        let head =
+            (1..=9).fold(Position::default(), |_, n: u32| node.publish_and_wait(3, "news", &n.to_string(), None));
+        let since = |offset| Position { offset, ..head };
+        for (shard, from) in [(0, 2), (1, 2), (2, 4)] {
+            node.ask(ToRelay::History { shard, request: 2, query: query("news", since(from), 7) });
         }
-        let nothing = Position::default();
-        assert_eq!(node.history(1, query("silent", Some(nothing), 10, false)), Ok((nothing, vec![])));
+        assert_eq!(node.brought(0), Ok(vec![3, 4, 5, 6, 7]));
+        assert_eq!(node.brought(1), Ok(vec![3, 4, 5, 6, 7]));
+        assert_eq!(node.brought(2), Ok(vec![5, 6, 7]));
+        assert_eq!((node.status.fetches.get(), node.status.fetched.get()), (1, 5));
+        // Who asks for more gets it by another read.
+        assert_eq!(node.history(1, query("news", since(0), 8)), Ok(vec![1, 2, 3, 4, 5, 6, 7, 8]));
+        assert_eq!(node.status.fetches.get(), 2);
     });
 }
 
@@ -287,15 +299,16 @@ fn an_old_history_is_gone_and_its_position_stays() {
         let history = HistoryConfig { age: Duration::from_secs(1), ..Settings::default().history };
         let node = Node::start(Settings { redis: server.map(Server::config), history, ..Settings::default() }, 1);
         let head = node.publish_and_wait(0, "news", "1", None);
+        let start = Position { offset: 0, ..head };
         if let Some(server) = server {
             assert_eq!(server.query::<u64>(&["TTL", "weir:{news}:stream"]), 1);
             assert!(server.query::<u64>(&["TTL", "weir:{news}:meta"]) > 29 * 24 * 3_600);
         }
         std::thread::sleep(Duration::from_millis(1_200));
-        assert_eq!(node.history(0, query("news", None, 10, false)), Ok((head, vec![])));
+        assert_eq!(node.history(0, query("news", start, 1)), Ok(vec![]));
         let next = node.publish_and_wait(0, "news", "2", None);
         assert_eq!(next, Position { offset: 2, ..head });
-        assert_eq!(node.history(0, query("news", None, 10, false)), Ok((next, vec![2])));
+        assert_eq!(node.history(0, query("news", start, 2)), Ok(vec![2]));
     });
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::log::channel_table::{ChannelId, Slot};
 use crate::log::frame::{ChannelBlocks, FrameEncoder, FrameKind, Micros};
-use crate::log::position::{Epoch, Position};
+use crate::log::position::{ChannelTag, CursorEntry, Epoch, Position};
 use crate::metrics::{ShardMetrics, ShardRecorder};
 use crate::settings::Settings;
 use crate::shard::core::Core;
@@ -160,6 +160,34 @@ fn everyone_gets_everything_in_order_on_io_uring() {
 #[test]
 fn everyone_gets_everything_in_order_on_epoll() {
     everyone_gets_everything_in_order(DriverKind::Epoll);
+}
+
+/// What the node loses without an offset leaves a gap that ends where it began. A reader that came back with that very position
+/// may lack it all the same.
+fn a_gap_that_ends_where_a_reader_came_back_is_told(kind: DriverKind) {
+    let mut bed = Bed::empty(kind, 1);
+    let ids = NAMES.map(|name| bed.open(name));
+    let position = Position { epoch: Epoch(9), offset: 0 };
+    let resume = CursorEntry { tag: ChannelTag::of(NAMES[0]), position };
+    bed.connect();
+    bed.core.admit_sse(b"head\r\n\r\n", &ids, &[resume], 0);
+    bed.drain();
+    let gap = bed.encoder.encode(&mut bed.blocks, NAMES[0], FrameKind::Gap, position, r#"{"lost":true}"#, 0);
+    bed.core.on_message(ToShard::Publication { channel: ids[0], frame: Arc::new(gap) }, 0);
+    bed.publish("the end");
+    bed.drain();
+    let text = bed.read_until(0, "data: the end\n");
+    assert_eq!(text.matches("event: gap\ndata: {\"lost\":true}\n").count(), 1, "{text}");
+}
+
+#[test]
+fn a_gap_that_ends_where_a_reader_came_back_is_told_on_io_uring() {
+    a_gap_that_ends_where_a_reader_came_back_is_told(DriverKind::Uring);
+}
+
+#[test]
+fn a_gap_that_ends_where_a_reader_came_back_is_told_on_epoll() {
+    a_gap_that_ends_where_a_reader_came_back_is_told(DriverKind::Epoll);
 }
 
 /// A socket that stops taking bytes makes its connection *behind*; when it reads again nothing is missing, and several

@@ -88,6 +88,7 @@ impl Engine {
     fn is_settled(&self) -> bool {
         let waits = |asker: &Asker| match asker {
             Asker::Task(_) => false,
+            Asker::Older(_) => true,
             Asker::Command { slot, connection, .. } => self.core.is_open(*slot, *connection),
         };
         self.driver.receiving() == 0
@@ -96,6 +97,7 @@ impl Engine {
             && self.openings.is_empty()
             && self.gate.is_quiet()
             && !self.core.askers().any(waits)
+            && !self.core.waits_for_history()
     }
 
     fn give_away(&mut self, leaving: Leaving, slots: &[Slot], parked: &[Parked], now: Micros) -> Verdict {

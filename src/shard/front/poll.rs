@@ -79,6 +79,7 @@ pub(super) async fn answer<E: Entrance>(
 ) -> Result<Outcome<E::Reservation>, Reply> {
     let PollRequest { channels, poll } = parse(head, origin, &node.settings.get())?;
     let channels = entrance.open(&channels).await.map_err(Reply::unavailable)?;
+    entrance.fetch(&channels, &poll.cursor).await.map_err(Reply::unavailable)?;
     let answer = entrance.poll(&channels, &poll.cursor).await.map_err(Reply::unavailable)?;
     if !answer.news && !poll.wait.is_zero() {
         return Ok(Outcome::Poll { channels, poll });

@@ -316,5 +316,6 @@ async fn open_sse<E: Entrance>(
         return Ok(Outcome::SseHead(response));
     }
     let channels = entrance.open(&request.channels).await.map_err(Reply::unavailable)?;
+    entrance.fetch(&channels, &request.resume).await.map_err(Reply::unavailable)?;
     Ok(Outcome::Sse { channels, resume: request.resume, head: response })
 }

@@ -35,6 +35,7 @@ scenarios! {
     without_a_backbone_publishers_are_told_to_come_back
     an_event_stream_is_handed_over
     an_event_stream_that_cannot_be_opened_is_refused
+    a_position_that_nobody_can_look_up_now_is_answered_503
     a_websocket_is_handed_over_with_what_came_early
     a_poll_is_answered_here_or_handed_over_to_wait
     foreign_pages_are_refused
@@ -324,6 +325,23 @@ fn an_event_stream_that_cannot_be_opened_is_refused(driver: Driver) {
     assert!(reply.json()["error"].as_str().unwrap().contains("in time"));
     client.send(&get("/health/live"));
     assert_eq!(client.reply("GET").status, 200, "the connection is still good");
+}
+
+fn a_position_that_nobody_can_look_up_now_is_answered_503(driver: Driver) {
+    let server = Server::start(driver, default_settings());
+    let position = Position { epoch: Epoch(0x1f), offset: 3 };
+    let entry = CursorEntry { tag: ChannelTag::of("a"), position };
+    server.shard.fail_fetches(RequestError::Unavailable("away".into()));
+    for target in ["/sse?channel=a&last_event_id=", "/poll?channel=a&cursor="] {
+        let mut client = server.connect();
+        client.send(&get(&format!("{target}{entry}")));
+        let reply = client.reply("GET");
+        assert_eq!(reply.status, 503, "a gap would be a guess: {target}");
+        assert!(reply.head.header("retry-after").is_some());
+        assert!(reply.json()["error"].as_str().unwrap().contains("away"));
+    }
+    assert_eq!(server.shard.fetched(), [entry; 2]);
+    assert!(server.shard.resumed().is_empty() && server.shard.polled().is_empty());
 }
 
 fn a_websocket_is_handed_over_with_what_came_early(driver: Driver) {

@@ -67,7 +67,7 @@ impl Core {
             // Where it goes on, before anything is delivered, as for a stream that is resumed.
             self.write_position(slot);
         }
-        pending.into_iter().for_each(|pending| self.pend(slot, pending, tick));
+        pending.into_iter().for_each(|pending| self.pend(slot, pending, now));
         if !self.connections[slot as usize].control_due().is_empty() {
             self.queue(slot);
         }

@@ -19,9 +19,13 @@ use crate::log::channel_table::ChannelId;
 use crate::log::frame::Micros;
 use crate::log::position::{ChannelTag, CursorEntry, parse_cursor};
 use crate::shard::core::Core;
+use crate::shard::mailbox::RequestError;
 
 /// The response head of every stream. Its meaning is another's matter.
 const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\n\r\n";
+
+/// Numbers of tasks are a client's own and this many times its attempt, so that answers to one that it gave up are known.
+pub const TASKS: usize = 10_000;
 
 /// What a client acts on.
 pub struct Node<'a> {
@@ -99,6 +103,9 @@ pub struct Client {
     state: State,
     /// Bytes it reads in a turn.
     pace: usize,
+    /// What it lacks was asked for on this attempt.
+    fetched: bool,
+    attempts: usize,
     /// Its poll was found to have nothing new and is about to wait.
     looked: bool,
     /// The connections it had.
@@ -116,6 +123,8 @@ impl Client {
             views: (0..of).map(|_| View::default()).collect(),
             state,
             pace,
+            fetched: false,
+            attempts: 0,
             looked: false,
             past: Vec::new(),
         }
@@ -132,6 +141,19 @@ impl Client {
     pub fn refused(&mut self, core: &mut Core) {
         if matches!(self.state, State::Opening { .. }) {
             self.let_go(core, 3);
+        }
+    }
+
+    /// One more of the fetches that it waits for has come to its end.
+    pub fn fetched(&mut self, attempt: usize, outcome: &Result<(), RequestError>, core: &mut Core) {
+        let State::Opening { missing, .. } = &mut self.state else { return };
+        if attempt != self.attempts || !self.fetched {
+            return;
+        }
+        match outcome {
+            Ok(()) => *missing -= 1,
+            // It is answered 503.
+            Err(_) => self.let_go(core, 3),
         }
     }
 
@@ -217,6 +239,7 @@ impl Client {
         let names = self.channels.iter().map(|&channel| &node.relay.channels[channel].truth.name);
         let opened: Vec<(ChannelId, bool)> = names.map(|name| node.core.reserve(name, self.name)).collect();
         let missing = opened.iter().filter(|(_, live)| !live).count();
+        (self.fetched, self.attempts) = (false, self.attempts + 1);
         self.state = State::Opening { reserved: opened.into_iter().map(|(id, _)| id).collect(), missing };
     }
 
@@ -227,6 +250,19 @@ impl Client {
     }
 
     fn establish(&mut self, node: &mut Node<'_>) {
+        if !std::mem::replace(&mut self.fetched, true) {
+            self.visit_another_node(node);
+            let cursor = self.cursor(node);
+            let State::Opening { reserved, missing } = &mut self.state else { return };
+            let task = self.name + TASKS * self.attempts;
+            let outcome;
+            (*missing, outcome) = node.core.fetch_older(task, reserved, &cursor, node.now);
+            match outcome {
+                Err(_) => return self.let_go(node.core, 3),
+                Ok(()) if *missing > 0 => return,
+                Ok(()) => {}
+            }
+        }
         if self.kind == Kind::Poll && !self.looked {
             return self.look(node);
         }
@@ -235,9 +271,6 @@ impl Client {
         if !node.core.admits() {
             reserved.into_iter().for_each(|channel| node.core.unreserve(channel));
             return;
-        }
-        if self.kind == Kind::Sse {
-            self.visit_another_node(node);
         }
         let resume = self.cursor(node);
         let slot = node.core.vacant_slot();
@@ -255,7 +288,6 @@ impl Client {
 
     /// Asks what is new, as the front does before it lets a poll wait.
     fn look(&mut self, node: &mut Node<'_>) {
-        self.visit_another_node(node);
         let State::Opening { reserved, .. } = &self.state else { return };
         let answer = node.core.poll(reserved, &self.cursor(node));
         self.looked = !answer.news;

@@ -47,7 +47,7 @@ impl Deadlines {
         self.lagging = lagging;
         for id in 0..core.channels.id_bound() {
             if let Some(log) = core.channels.get(id).and_then(|channel| channel.log())
-                && let Some(oldest) = log.get(log.first())
+                && let Some(oldest) = log.get(log.bounded_first())
             {
                 let most = core.settings.history.age.as_micros() as u64 + u64::from(ROUNDS) * TICK_MILLIS * 1000;
                 assert!(now - oldest.arrived <= most, "channel {id} holds a frame of {}", oldest.arrived);

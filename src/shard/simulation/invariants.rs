@@ -1,13 +1,17 @@
 //! What must be true of a shard after every turn.
 
 use super::kernel::Kernel;
+use crate::log::channel_log::ChannelLog;
 use crate::log::channel_table::{ChannelId, Group, Lane, Slot, State};
+use crate::log::frame::FrameKind;
+use crate::log::position::Position;
 use crate::shard::connection::{Connection, Phase, Place, Protocol};
 use crate::shard::core::Core;
 
 /// Checks everything that can be seen from outside of a turn. `reserved` are the channels held for streams that are not
-/// established yet; `stale` says that a turn may leave so much over that a number is used again while it is still queued.
-pub fn check(core: &Core, kernel: &Kernel, reserved: &[ChannelId], stale: bool) {
+/// established yet; `stale` says that a turn may leave so much over that a number is used again while it is still queued, and
+/// `older_bytes` is the bound on a log's older frames.
+pub fn check(core: &Core, kernel: &Kernel, reserved: &[ChannelId], stale: bool, older_bytes: u64) {
     let mut found = vec![Found::default(); core.channels.id_bound() as usize];
     for (slot, connection) in &core.connections {
         check_connection(core, kernel, slot as Slot, connection);
@@ -25,7 +29,12 @@ pub fn check(core: &Core, kernel: &Kernel, reserved: &[ChannelId], stale: bool) 
         found.due = if stale { 1 } else { found.due + 1 };
     }
     for (id, found) in found.into_iter().enumerate() {
-        check_channel(core, id as ChannelId, &found, stale);
+        check_channel(core, id as ChannelId, &found, stale, older_bytes);
+    }
+    let logs = (0..core.channels.id_bound()).filter_map(|id| core.channels.get(id)?.log());
+    assert_eq!(core.channels.older_bytes(), logs.map(ChannelLog::older_bytes).sum::<u64>(), "bytes of older frames");
+    for &id in core.fetches.keys() {
+        assert!(core.channels.get(id).is_some_and(|channel| channel.log().is_some()), "a fetch for no log: {id}");
     }
     check_ready(core, stale);
     check_metrics(core);
@@ -59,7 +68,10 @@ fn check_connection(core: &Core, kernel: &Kernel, slot: Slot, connection: &Conne
         let group = &channel.groups[*lane as usize];
         let is_cut = *cut == Some(index as u16);
         match subscription.place {
-            Place::Opening => assert!(log.is_none() && !is_cut, "slot {slot}: a live channel is still awaited"),
+            Place::Opening => {
+                let fetches = core.fetches.contains_key(&subscription.channel);
+                assert!((log.is_none() || fetches) && !is_cut, "slot {slot}: a live channel is still awaited");
+            }
             Place::CaughtUp { index } => {
                 assert!(lane.shares() && !is_cut);
                 assert_eq!(group.members().get(index as usize), Some(&slot), "slot {slot}: member {index}");
@@ -82,7 +94,7 @@ fn check_connection(core: &Core, kernel: &Kernel, slot: Slot, connection: &Conne
     }
 }
 
-fn check_channel(core: &Core, id: ChannelId, found: &Found, stale: bool) {
+fn check_channel(core: &Core, id: ChannelId, found: &Found, stale: bool, older_bytes: u64) {
     let Some(channel) = core.channels.get(id) else {
         assert!(found.holds == 0 && (found.due == 0 || stale), "channel {id} is gone and still held or due");
         return;
@@ -102,8 +114,20 @@ fn check_channel(core: &Core, id: ChannelId, found: &Found, stale: bool) {
         let passed = |group: &&Group| group.at() > head || group.pass().is_some_and(|pass| pass.target > head);
         assert!(!groups.iter().any(passed), "a group of channel {id} is past its head");
         let bounds = &core.settings.history;
-        assert!(head + 1 - log.first() <= bounds.messages as u64, "frames held by channel {id}");
-        assert!(log.bytes() <= bounds.bytes as u64 || head <= log.first(), "bytes held by channel {id}");
+        let (first, bytes) = (log.bounded_first(), log.bytes() - log.older_bytes());
+        assert!(head + 1 - first <= bounds.messages as u64, "frames held by channel {id}");
+        assert!(bytes <= bounds.bytes as u64 || head <= first, "bytes held by channel {id}");
+        assert!(log.older_bytes() <= older_bytes, "bytes of older frames held by channel {id}");
+        // Invariant of everything that walks through a log: what follows a position has the next one.
+        for (one, next) in log.since(log.first()).zip(log.since(log.first() + 1)) {
+            let (one, position) = (one.position, next.position);
+            let follows = match next.kind {
+                FrameKind::Publication => position == Position { offset: one.offset + 1, ..one },
+                FrameKind::Unpositioned => position == one,
+                FrameKind::Gap => true,
+            };
+            assert!(follows, "{position:?} after {one:?} in the log of channel {id}");
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use super::trace::Trace;
 use super::truth::Truth;
 use crate::log::frame::{ChannelBlocks, Frame, FrameEncoder, FrameKind, Micros};
 use crate::log::position::{Epoch, Position};
-use crate::shard::mailbox::{LocalChannel, Reply, RequestError, ToRelay, ToShard};
+use crate::shard::mailbox::{HistoryQuery, LocalChannel, Reply, RequestError, RequestId, ToRelay, ToShard};
 
 /// What the shard has asked of a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub struct Relay {
     pub calm: bool,
     capacity: usize,
     replies: VecDeque<ToShard>,
+    /// Fetches that are not answered.
+    fetches: Vec<(RequestId, HistoryQuery)>,
     encoder: FrameEncoder,
     random: Random,
     trace: Rc<Trace>,
@@ -80,6 +82,7 @@ impl Relay {
             calm: false,
             capacity,
             replies: VecDeque::new(),
+            fetches: Vec::new(),
             encoder: FrameEncoder::default(),
             random,
             trace,
@@ -128,7 +131,11 @@ impl Relay {
                 };
                 self.replies.push_back(ToShard::Reply { request, reply: Reply::Published(reply) });
             }
-            ToRelay::History { .. } => unreachable!("no connection asks the relay for history"),
+            ToRelay::History { request, query, .. } => {
+                self.trace.event("fetch", request, query.since.offset);
+                assert!(query.since.offset < query.upto, "nothing is asked for: {query:?}");
+                self.fetches.push((request, query));
+            }
         }
     }
 
@@ -175,7 +182,10 @@ impl Relay {
             Interest::None => true,
             Interest::Asked(_) | Interest::Refused(_) | Interest::Leaving(_) => false,
         };
-        self.mailbox.is_empty() && self.replies.is_empty() && self.channels.iter().all(settled)
+        self.mailbox.is_empty()
+            && self.replies.is_empty()
+            && self.fetches.is_empty()
+            && self.channels.iter().all(settled)
     }
 
     /// The relay gets on with its work.
@@ -188,11 +198,45 @@ impl Relay {
             self.answer(index, now);
             self.feed(index, now);
         }
+        for (request, query) in std::mem::take(&mut self.fetches) {
+            if self.calm || self.random.once_in(4) {
+                let reply = Reply::History(self.fetch(&query, now));
+                self.replies.push_back(ToShard::Reply { request, reply });
+            } else {
+                self.fetches.push((request, query));
+            }
+        }
         while self.mailbox.len() < self.capacity
             && let Some(reply) = self.replies.pop_front()
         {
             self.mailbox.push_back(reply);
         }
+    }
+
+    /// What the backbone still has of a channel's history, when it can be asked.
+    fn fetch(&mut self, query: &HistoryQuery, now: Micros) -> Result<Vec<Arc<Frame>>, RequestError> {
+        let channel = self.channels.iter().find(|channel| channel.truth.name == query.channel).expect("a channel");
+        let faulty = !self.calm;
+        if faulty && self.random.once_in(8) {
+            self.trace.event("fetch fails", 0u64, 0u64);
+            return Err(RequestError::Unavailable("simulated".into()));
+        }
+        if channel.truth.position().epoch != query.since.epoch {
+            self.trace.event("fetch of another epoch", 0u64, 0u64);
+            return Ok(Vec::new());
+        }
+        // The oldest may be gone, or all of it.
+        let wanted = query.since.offset..query.upto;
+        let gone =
+            if faulty && self.random.once_in(4) { self.random.below(wanted.clone().count() + 1) as u64 } else { 0 };
+        self.trace.event(if gone > 0 { "fetched a part" } else { "fetched" }, query.since.offset, query.upto);
+        let mut blocks = ChannelBlocks::default();
+        let mut frame = |index: u64| {
+            let record = &channel.truth.records[channel.truth.history()[index as usize]];
+            let (name, kind) = (&channel.truth.name, FrameKind::Publication);
+            Arc::new(self.encoder.encode(&mut blocks, name, kind, record.position, &record.data, now))
+        };
+        Ok(wanted.skip(gone as usize).map(&mut frame).collect())
     }
 
     /// Takes in what the backbone has for a channel.

@@ -7,14 +7,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::client::{Client, Kind, Node};
+use super::client::{Client, Kind, Node, TASKS};
 use super::deadlines::Deadlines;
 use super::invariants;
 use super::kernel::Kernel;
 use super::random::Random;
 use super::relay::Relay;
 use super::trace::{Counts, Trace};
-use crate::log::channel_table::ChannelId;
+use crate::log::channel_log::Bounds;
+use crate::log::channel_table::{ChannelId, ChannelTable};
 use crate::log::frame::Micros;
 use crate::metrics::{Counter, DISCONNECT_REASONS, ShardMetrics, ShardRecorder};
 use crate::settings::Settings;
@@ -51,6 +52,8 @@ struct Plan {
     capacity: usize,
     room: usize,
     mailbox: usize,
+    /// Bytes of older frames that a log holds.
+    older_bytes: u64,
     settings: Settings,
     budgets: Budgets,
     small_budgets: bool,
@@ -87,6 +90,7 @@ impl Plan {
                 sends_per_channel: random.within(1..=4),
                 bytes_per_send: random.within(1..=1_000),
                 tail_bytes: random.within(200..=1_000),
+                reply_bytes: random.within(1..=1_000),
             };
         }
         let (channels, clients, rounds, turns, burst) = match shape {
@@ -109,6 +113,7 @@ impl Plan {
             },
             room: if shape == Shape::Small && random.once_in(2) { random.within(1..=6) } else { usize::MAX },
             mailbox: if shape == Shape::Small { random.within(3..=40) } else { 2_000 },
+            older_bytes: if random.once_in(3) { random.within(100..=5_000) as u64 } else { 1 << 30 },
             settings,
             budgets,
             small_budgets,
@@ -142,6 +147,8 @@ impl World {
         let recorder = ShardRecorder::new(metrics.clone());
         let mut core = Core::new(0, Arc::new(plan.settings.clone()), seed, recorder);
         core.budgets = plan.budgets;
+        let bounds = Bounds::from(&plan.settings.history);
+        core.channels = ChannelTable::new(Bounds { older_bytes: plan.older_bytes, ..bounds });
         let names = (0..plan.channels).map(|channel| Arc::from(format!("channel-{channel}")));
         let relay = Relay::new(names, plan.mailbox, random.split(), trace.clone());
         let kernel = Kernel::new(random.split(), trace.clone(), plan.room);
@@ -267,12 +274,16 @@ impl World {
             match answer {
                 Answer::Opened(client) => clients[client].opened(),
                 Answer::Refused(client) => clients[client].refused(core),
+                Answer::Fetched(task, outcome) => {
+                    let (client, attempt) = (task % TASKS, task / TASKS);
+                    clients[client].fetched(attempt, &outcome, core);
+                }
                 Answer::Replied(..) => unreachable!("no task asks anything"),
             }
         }
         core.requests.drain(..).for_each(|request| relay.request(request));
         let reserved: Vec<ChannelId> = clients.iter().flat_map(Client::reserved).copied().collect();
-        invariants::check(core, kernel, &reserved, plan.small_budgets);
+        invariants::check(core, kernel, &reserved, plan.small_budgets, plan.older_bytes);
         self.deadlines.check(core, now);
         if !core.due.is_empty() {
             trace.event("channels left over", core.due.len() as u64, 0u64);

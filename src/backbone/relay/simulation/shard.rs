@@ -185,6 +185,11 @@ impl Shard {
         Ok(())
     }
 
+    /// Whether it waits for a read of a channel's history.
+    pub fn reads(&self, name: &Arc<str>) -> bool {
+        self.asked.values().any(|asked| matches!(asked, Asked::History { query, .. } if query.channel == *name))
+    }
+
     /// Whether nothing of it is left.
     pub fn is_empty(&self) -> bool {
         self.channels.is_empty() && self.asked.is_empty()
@@ -210,12 +215,10 @@ fn check(asked: &Asked, reply: &Reply, server: &mut Server) -> Result<(), String
             let given = key.as_ref().is_some_and(|key| server.truth.answers(channel, key, *position));
             if mine || given { Ok(()) } else { Err("not where it was published".into()) }
         }
-        (Asked::History { query, .. }, Reply::History(Ok((head, frames)))) => {
-            super::reader::check_history(server.truth.line(&query.channel), query, *head, frames)
-        }
-        (Asked::History { query, held, upheavals }, Reply::History(Err(RequestError::Unrecoverable(_)))) => {
-            let since = query.since.ok_or("no position was asked for")?;
-            if *held && *upheavals == server.upheavals && server.holds(&query.channel, since) {
+        (Asked::History { query, held, upheavals }, Reply::History(Ok(frames))) => {
+            super::reader::check_history(server.truth.line(&query.channel), query, frames)?;
+            let whole = frames.len() as u64 == query.upto - query.since.offset;
+            if !whole && *held && *upheavals == server.upheavals && server.holds(&query.channel, query.since) {
                 return Err("the server has it".into());
             }
             Ok(())

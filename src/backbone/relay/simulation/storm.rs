@@ -104,20 +104,18 @@ impl World<'_> {
             }
             return;
         }
-        let position = self.shards[self.random.below(self.shards.len())].position(&channel);
-        let since = match self.random.below(6) {
-            0 => None,
-            1 => Some(Position::default()),
-            2 => Some(self.backbone().server.head(&channel)),
-            _ => position.map(|position| {
-                let back = self.random.below(4) as u64;
-                Position { offset: position.offset.saturating_sub(back), ..position }
-            }),
-        };
-        let limit = if self.random.once_in(3) { 0 } else { self.random.within(1..=6) };
-        let query = HistoryQuery { channel, since, limit, reverse: self.random.once_in(4) };
+        let known = self.shards[self.random.below(self.shards.len())].position(&channel);
+        let head = self.backbone().server.head(&channel);
+        let upto = known.filter(|_| !self.random.once_in(4)).unwrap_or(head);
+        let back = 1 + self.random.below(6) as u64;
+        let Some(offset) = upto.offset.checked_sub(back) else { return };
+        let since = Position { offset, ..upto };
+        let upto = upto.offset - self.random.below(back as usize) as u64;
+        let alone = !self.shards.iter().any(|shard| shard.reads(&channel));
+        let query = HistoryQuery { channel, since, upto };
         let server = &mut self.backbone().server;
-        let held = since.is_some_and(|since| server.holds(&query.channel, since));
+        // Who joins a read under way gets what was there when it was made.
+        let held = alone && query.upto <= head.offset && server.holds(&query.channel, since);
         let asked = Asked::History { query: query.clone(), held, upheavals: server.upheavals };
         let (shard, request) = self.shards[shard].ask(asked);
         self.requests.push_back(ToRelay::History { shard, request, query });

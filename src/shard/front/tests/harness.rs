@@ -50,7 +50,9 @@ struct Log {
     resumed: Vec<CursorEntry>,
     polled: Vec<CursorEntry>,
     waiting: Vec<Poll>,
+    fetched: Vec<CursorEntry>,
     publish_error: Option<RequestError>,
+    fetch_error: Option<RequestError>,
     open_error: bool,
     unready: Option<String>,
 }
@@ -91,6 +93,14 @@ impl FakeShard {
 
     pub(super) fn fail_publishes(&self, error: RequestError) {
         self.log().publish_error = Some(error);
+    }
+
+    pub(super) fn fetched(&self) -> Vec<CursorEntry> {
+        self.log().fetched.clone()
+    }
+
+    pub(super) fn fail_fetches(&self, error: RequestError) {
+        self.log().fetch_error = Some(error);
     }
 
     pub(super) fn fail_opens(&self) {
@@ -136,6 +146,12 @@ impl Entrance for FakeShard {
         }
         log.published.push(publish);
         Ok(Position { epoch: Epoch(0x1f), offset: log.published.len() as u64 })
+    }
+
+    async fn fetch(&self, (): &(), cursor: &[CursorEntry]) -> Result<(), RequestError> {
+        let mut log = self.log();
+        log.fetched.extend(cursor);
+        log.fetch_error.clone().map_or(Ok(()), Err)
     }
 
     /// One publication is new for whoever has a cursor of offset 0 or none; nothing is for all others.

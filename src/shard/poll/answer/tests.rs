@@ -5,7 +5,7 @@ use crate::log::frame::testing::frame;
 use crate::log::frame::{ChannelBlocks, FrameEncoder};
 use crate::log::position::{ChannelTag, Epoch, parse_cursor};
 
-const WIDE: Bounds = Bounds { messages: 10_000, bytes: 1 << 30, age: 1 << 40 };
+const WIDE: Bounds = Bounds { messages: 10_000, bytes: 1 << 30, age: 1 << 40, older_bytes: 0 };
 
 fn at(epoch: u32, offset: u64) -> Position {
     Position { epoch: Epoch(epoch), offset }

@@ -1,6 +1,7 @@
 //! A client of an event stream.
 
 use super::{HEAD, Node, channel_of, entries_of};
+use crate::log::position::Position;
 use crate::shard::simulation::relay::Relay;
 use crate::shard::simulation::view::View;
 use crate::wire::sse::{EventParser, Item};
@@ -80,7 +81,14 @@ impl Stream {
                     let told = older || asked["epoch"] != available["epoch"] || (self.started && asked == available);
                     assert!(told, "refused though it was to be had: {data}");
                     node.trace.event("refused position", channel as u64, 0u64);
-                    self.refused.push(channel);
+                    let (of, view) = (&relay.channels[channel], &mut views[channel]);
+                    let available = place(available);
+                    if self.started && view.position == Some(available) {
+                        // The id that follows may say nothing new, and then it is not seen to come.
+                        view.jump(&of.truth, of.received, available);
+                    } else {
+                        self.refused.push(channel);
+                    }
                 }
                 Said::Event { name, data, id } => {
                     assert!(self.started, "an event before the position");
@@ -129,6 +137,12 @@ impl Stream {
         }
         self.refused.clear();
     }
+}
+
+/// The position that a gap event names.
+fn place(of: &serde_json::Value) -> Position {
+    let epoch = of["epoch"].as_str().expect("an epoch").parse().expect("an epoch");
+    Position { epoch, offset: of["offset"].as_u64().expect("an offset") }
 }
 
 /// Whether an event says that a position could not be resumed.

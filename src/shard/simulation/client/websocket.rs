@@ -229,9 +229,16 @@ impl Stream {
             22 => self.send(Opcode::Ping, b"there?", node, socket),
             26 => {
                 let id = self.number(Asked::History { channel });
+                let at = channel;
                 let channel = &node.relay.channels[channel].truth.name;
                 let limit = node.random.within(0..=20) as i64 - 1;
-                let text = format!(r#"{{"id":{id},"history":{{"channel":"{channel}","limit":{limit}}}}}"#);
+                let since = views[at].position.filter(|_| node.random.once_in(2)).map(|Position { epoch, offset }| {
+                    let offset = offset.saturating_sub(node.random.below(30) as u64);
+                    format!(r#","since":{{"epoch":"{epoch}","offset":{offset}}}"#)
+                });
+                let (since, reverse) = (since.unwrap_or_default(), node.random.once_in(4));
+                let asked = format!(r#""channel":"{channel}","limit":{limit},"reverse":{reverse}{since}"#);
+                let text = format!(r#"{{"id":{id},"history":{{{asked}}}}}"#);
                 self.send(Opcode::Text, text.as_bytes(), node, socket);
             }
             23 if node.random.once_in(6) => self.misbehave(node, socket),
@@ -307,7 +314,9 @@ fn check_history(truth: &Truth, position: Position, held: &[(String, u64)]) {
         assert_eq!((of.position.offset, of.position.epoch, of.positioned), (*offset, position.epoch, true), "{of:?}");
         assert!(*offset <= position.offset, "{of:?} is past the head of its history");
     }
-    assert!(held.is_sorted_by(|(_, one), (_, next)| one < next), "a history out of order");
+    let (forward, reverse) =
+        (held.is_sorted_by(|(_, one), (_, next)| one < next), held.is_sorted_by(|(_, one), (_, next)| one > next));
+    assert!(forward || reverse, "a history out of order: {held:?}");
 }
 
 fn said_by(line: &str) -> Said {

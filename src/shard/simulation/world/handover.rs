@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::{Client, Deadlines, World, invariants};
-use crate::log::channel_table::{ChannelId, Slot};
+use crate::log::channel_log::Bounds;
+use crate::log::channel_table::{ChannelId, ChannelTable, Slot};
 use crate::metrics::ShardRecorder;
 use crate::shard::connection::{Connection, Phase, Place};
 use crate::shard::core::Core;
@@ -26,6 +27,7 @@ impl World {
         let ready = idle
             && self.core.connections.iter().all(open)
             && self.core.requests.is_empty()
+            && !self.core.waits_for_history()
             && self.clients.iter().all(|client| client.reserved().is_empty());
         if !ready {
             return;
@@ -47,6 +49,8 @@ impl World {
         self.metrics.channels.set(0);
         self.core = Core::new(0, settings, self.random.next(), recorder);
         self.core.budgets = self.plan.budgets;
+        let bounds = Bounds::from(&self.plan.settings.history);
+        self.core.channels = ChannelTable::new(Bounds { older_bytes: self.plan.older_bytes, ..bounds });
         self.deadlines = Deadlines::default();
 
         let held: Vec<(ChannelId, bool)> =
@@ -68,7 +72,7 @@ impl World {
         self.core.requests.drain(..).for_each(|request| self.relay.request(request));
         let reserved: Vec<ChannelId> = self.clients.iter().flat_map(Client::reserved).copied().collect();
         // A poll may have been answered, which says farewell.
-        invariants::check(&self.core, &self.kernel, &reserved, self.plan.small_budgets);
+        invariants::check(&self.core, &self.kernel, &reserved, self.plan.small_budgets, self.plan.older_bytes);
     }
 
     /// Frames that may become own bytes of connections and are not counted as delivered then.

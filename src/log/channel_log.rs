@@ -120,7 +120,7 @@ impl ChannelLog {
     #[must_use]
     pub fn with_history(position: Position, frames: Vec<Arc<Frame>>, now: Micros, bounds: Bounds) -> Self {
         let before = match frames.first() {
-            Some(frame) => before(frame),
+            Some(frame) => frame.kind.before(frame.position),
             None => position,
         };
         let mut log = Self::new(before);
@@ -263,15 +263,6 @@ impl ChannelLog {
             }
             (available, _) => Located::Gone { available, rest: Cursor::at(rest) },
         }
-    }
-}
-
-/// The position before a frame. A gap frame follows nothing, so nothing before it can be resumed.
-fn before(frame: &Frame) -> Position {
-    let Position { epoch, offset } = frame.position;
-    match frame.kind {
-        FrameKind::Publication => Position { epoch, offset: offset - 1 },
-        FrameKind::Unpositioned | FrameKind::Gap => frame.position,
     }
 }
 

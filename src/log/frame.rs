@@ -21,6 +21,18 @@ pub enum FrameKind {
     Gap,
 }
 
+impl FrameKind {
+    /// The position before a frame of this kind whose own is `position`. A gap frame follows nothing, so nothing before it can
+    /// be resumed.
+    #[must_use]
+    pub fn before(self, position: Position) -> Position {
+        match self {
+            Self::Publication => Position { offset: position.offset.saturating_sub(1), ..position },
+            Self::Unpositioned | Self::Gap => position,
+        }
+    }
+}
+
 /// One publication, encoded for every wire format. Never changes, so it is shared without a lock.
 #[derive(Debug)]
 pub struct Frame {

@@ -148,10 +148,7 @@ impl Relay {
 /// The position right before a frame of a channel, or the channel's own when there is none.
 fn before(channel: &Channel, first: Option<&Arc<Frame>>) -> Position {
     match first {
-        Some(frame) if frame.kind == FrameKind::Publication => {
-            Position { offset: frame.position.offset.saturating_sub(1), ..frame.position }
-        }
-        Some(frame) => frame.position,
+        Some(frame) => frame.kind.before(frame.position),
         None => channel.tip.map_or(Position::default(), |tip| tip.position),
     }
 }

@@ -170,7 +170,7 @@ impl Relay {
         let Some(tip) = channel.tip else {
             seed.past.iter().for_each(|&epoch| channel.leave_epoch(epoch));
             channel.ancestors.clone_from(&seed.ancestors);
-            let start = seed.frames.first().map_or(seed.tip, |(parts, _)| before(parts));
+            let start = seed.frames.first().map_or(seed.tip, |(parts, _)| parts.kind.before(parts.position));
             channel.tip = Some(Tip { position: start, tag: None });
             return self.import_frames(key, seed, now);
         };
@@ -179,7 +179,7 @@ impl Relay {
             return Ok(());
         }
         if let (true, Some((first, _))) = (seed.restart, seed.frames.first()) {
-            self.go_to(key, Tip { position: before(first), tag: None }, now);
+            self.go_to(key, Tip { position: first.kind.before(first.position), tag: None }, now);
         }
         self.import_frames(key, seed, now)
     }
@@ -193,8 +193,8 @@ impl Relay {
                     Verdict::Duplicate => {}
                     // More was published between two passes than the log holds.
                     Verdict::Jump => {
-                        self.go_to(key, Tip { position: before(parts), tag: None }, now);
-                        self.import_frame(key, parts, *tag, before(parts))?;
+                        self.go_to(key, Tip { position: parts.kind.before(parts.position), tag: None }, now);
+                        self.import_frame(key, parts, *tag, parts.kind.before(parts.position))?;
                     }
                 },
                 // A channel that went another way hears of these itself.
@@ -263,12 +263,4 @@ impl Relay {
 /// Answers. Whoever asked and is gone has given up.
 fn tell<T>(reply: &Sender<T>, answer: T) {
     let _ = reply.send(answer);
-}
-
-/// The position before a frame.
-fn before(parts: &FrameParts) -> Position {
-    match parts.kind {
-        FrameKind::Publication => Position { offset: parts.position.offset.saturating_sub(1), ..parts.position },
-        FrameKind::Unpositioned | FrameKind::Gap => parts.position,
-    }
 }

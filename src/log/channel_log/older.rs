@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Bounds, ChannelLog, Entry, Located, before};
+use super::{Bounds, ChannelLog, Entry, Located};
 use crate::limits::OLDER_MILLIS;
 use crate::log::channel_log::Seq;
 use crate::log::frame::{Frame, FrameKind, Micros};
@@ -109,7 +109,7 @@ impl ChannelLog {
             self.bytes_gone -= bytes;
             self.first -= 1;
             self.older += 1;
-            self.tail_position = before(frame);
+            self.tail_position = frame.kind.before(frame.position);
         }
         if self.tail_position.epoch == since.epoch && self.tail_position.offset > since.offset {
             self.gone = self.tail_position;

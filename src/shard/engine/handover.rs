@@ -163,10 +163,8 @@ impl Engine {
             }
         };
         let mut missing = 0;
-        for (index, name) in names.iter().enumerate() {
-            if names[..index].contains(name) {
-                continue;
-            }
+        // One that is named twice is held twice, and told of twice.
+        for name in &names {
             let (channel, live) = self.core.reserve(name, EXPECTED);
             channels.push(channel);
             missing += usize::from(!live);
@@ -200,11 +198,10 @@ impl Engine {
         };
         let outcome = self.take_in(&carried, now);
         drop(carried);
-        let failed = outcome.is_err();
         let told = arrived.send(outcome.as_ref().map(|(count, _)| *count).map_err(ToString::to_string));
         let verdict = if told.is_err() { Verdict::Stays } else { verdict.recv().unwrap_or(Verdict::Stays) };
         match outcome {
-            Ok((_, parked)) if verdict == Verdict::Moved && !failed => {
+            Ok((_, parked)) if verdict == Verdict::Moved => {
                 channels.into_iter().for_each(|channel| self.core.unreserve(channel));
                 self.driver.resume();
                 self.open(parked);

@@ -75,9 +75,10 @@ pub(super) async fn answer<E: Entrance>(
     head: &Head,
     origin: Origin<'_>,
     entrance: &E,
+    settings: &Settings,
     node: &NodeView,
 ) -> Result<Outcome<E::Reservation>, Reply> {
-    let PollRequest { channels, poll } = parse(head, origin, &node.settings.get())?;
+    let PollRequest { channels, poll } = parse(head, origin, settings)?;
     let channels = entrance.open(&channels).await.map_err(Reply::unavailable)?;
     entrance.fetch(&channels, &poll.cursor).await.map_err(Reply::unavailable)?;
     let answer = entrance.poll(&channels, &poll.cursor).await.map_err(Reply::unavailable)?;
@@ -86,7 +87,7 @@ pub(super) async fn answer<E: Entrance>(
     }
     let form = Form { waited: false, keep_alive: head.keep_alive(), head_only: head.method() == "HEAD" };
     let mut response = Vec::with_capacity(answer.body.len() + 512);
-    let status = poll.write_answer(&mut response, &answer, form, &node.settings.get());
+    let status = poll.write_answer(&mut response, &answer, form, settings);
     if status == Status::Ok && !form.head_only {
         node.metrics.deliveries.add(answer.publications);
     }

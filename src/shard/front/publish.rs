@@ -12,6 +12,7 @@ use super::reply::Reply;
 use super::{Entrance, NodeView};
 use crate::limits::{IDEMPOTENCY_KEY_BYTES, PUBLICATIONS_PER_REQUEST};
 use crate::log::position::{ChannelTag, CursorEntry, Position};
+use crate::settings::Settings;
 use crate::shard::mailbox::{Publish, RequestError};
 use crate::wire::channel_name;
 use crate::wire::http1::{Head, Status};
@@ -143,8 +144,8 @@ struct Results<'a> {
 
 /// `POST /api/publish`: all publications are on their way to the backbone at the same time and in order; each has its
 /// own result. A malformed request publishes nothing.
-pub(super) async fn batch<E: Entrance>(body: &[u8], entrance: &E, node: &Rc<NodeView>) -> Reply {
-    let checked = match check_batch(body, node.settings.get().limits.publication_bytes) {
+pub(super) async fn batch<E: Entrance>(body: &[u8], entrance: &E, settings: &Settings, node: &Rc<NodeView>) -> Reply {
+    let checked = match check_batch(body, settings.limits.publication_bytes) {
         Ok(checked) => checked,
         Err(message) => {
             node.metrics.publishes_refused.add(1);

@@ -12,6 +12,7 @@ use super::routes::{self, Route};
 use super::transport::{Ended, Transport};
 use super::{Entrance, NodeView, poll, publish, stream};
 use crate::log::position::CursorEntry;
+use crate::settings::{ClientLimits, Settings};
 use crate::shard::handover::Request;
 use crate::shard::poll::Poll;
 use crate::wire::http1::{self, AllowOrigin, BodyDecoder, Framing, Head, ResponseWriter, Status};
@@ -79,7 +80,9 @@ pub(super) async fn run<E: Entrance>(
                 transport.park(read, invited, false);
                 return None;
             }
-            Err(Broken::Refused(reply)) => return send_away(transport, reply, false, AllowOrigin::None, node).await,
+            Err(Broken::Refused(reply)) => {
+                return send_away(transport, reply, false, AllowOrigin::None, limits, node).await;
+            }
         };
         settings = node.settings.get();
         limits = &settings.limits;
@@ -91,18 +94,18 @@ pub(super) async fn run<E: Entrance>(
         let outcome = match routes::find(&head) {
             Err(reply) if head.framing() == Framing::Length(0) => Outcome::Reply(reply),
             // The body of a request that is not served is not read.
-            Err(reply) => return send_away(transport, reply, head_only, origin.allow(), node).await,
+            Err(reply) => return send_away(transport, reply, head_only, origin.allow(), limits, node).await,
             Ok(route) => {
                 let time = left.take().map_or(limits.body_time, |left| left.min(limits.body_time));
-                match read_body(&mut transport, &head, raw, route, time, &mut invited, node).await {
-                    Ok(body) => answer(route, &head, body, origin, entrance, node).await,
+                match read_body(&mut transport, &head, raw, route, time, &mut invited, limits).await {
+                    Ok(body) => answer(route, &head, body, origin, entrance, &settings, node).await,
                     Err(Broken::Gone) => return None,
                     Err(Broken::Parked(read)) => {
                         transport.park(read, invited, false);
                         return None;
                     }
                     Err(Broken::Refused(reply)) => {
-                        return send_away(transport, reply, head_only, origin.allow(), node).await;
+                        return send_away(transport, reply, head_only, origin.allow(), limits, node).await;
                     }
                 }
             }
@@ -161,11 +164,12 @@ async fn send_away(
     reply: Reply,
     head_only: bool,
     allow: AllowOrigin<'_>,
+    limits: &ClientLimits,
     node: &NodeView,
 ) -> Option<Transport> {
     node.metrics.count_response(reply.status.code());
     let bytes = reply.render(head_only, false, allow);
-    if respond(&mut transport, bytes, node.settings.get().limits.body_time).await.ok()? {
+    if respond(&mut transport, bytes, limits.body_time).await.ok()? {
         return Some(transport);
     }
     transport.park(Vec::new(), false, true);
@@ -218,10 +222,8 @@ async fn read_body(
     route: Route<'_>,
     time: Duration,
     invited: &mut bool,
-    node: &NodeView,
+    limits: &ClientLimits,
 ) -> Result<Vec<u8>, Broken> {
-    let settings = node.settings.get();
-    let limits = &settings.limits;
     let refuse = |error: http1::BodyError| Broken::Refused(Reply::error(error.status(), error));
     let most = if matches!(route, Route::Publish(_)) { limits.publication_bytes } else { limits.body_bytes };
     let mut decoder = BodyDecoder::new(head.framing(), most).map_err(refuse)?;
@@ -266,12 +268,12 @@ async fn answer<E: Entrance>(
     body: Vec<u8>,
     origin: Origin<'_>,
     entrance: &E,
+    settings: &Settings,
     node: &Rc<NodeView>,
 ) -> Outcome<E::Reservation> {
     if let Origin::Foreign(name) = origin
         && route.is_guarded()
     {
-        let settings = node.settings.get();
         let allowed: Vec<_> = settings.allow_origins.iter().map(String::as_str).collect();
         let message = format_args!("pages of {name} may not use this node; see allow_origins");
         return Outcome::Reply(Reply::refuse(Status::Forbidden, message, &allowed));
@@ -282,12 +284,12 @@ async fn answer<E: Entrance>(
         Route::Ready => routes::ready(node),
         Route::Metrics => routes::metrics(node),
         Route::Publish(channel) => publish::one(channel, head, body, entrance, node).await,
-        Route::ApiPublish => publish::batch(&body, entrance, node).await,
-        Route::Sse => match open_sse(head, origin, entrance, node).await {
+        Route::ApiPublish => publish::batch(&body, entrance, settings, node).await,
+        Route::Sse => match open_sse(head, origin, entrance, settings).await {
             Ok(stream) => return stream,
             Err(reply) => reply,
         },
-        Route::Poll => match poll::answer(head, origin, entrance, node).await {
+        Route::Poll => match poll::answer(head, origin, entrance, settings, node).await {
             Ok(outcome) => return outcome,
             Err(reply) => reply,
         },
@@ -308,9 +310,9 @@ async fn open_sse<E: Entrance>(
     head: &Head,
     origin: Origin<'_>,
     entrance: &E,
-    node: &NodeView,
+    settings: &Settings,
 ) -> Result<Outcome<E::Reservation>, Reply> {
-    let request = stream::parse_sse(head, &node.settings.get())?;
+    let request = stream::parse_sse(head, settings)?;
     let response = stream::sse_head(origin.allow());
     if head.method() == "HEAD" {
         return Ok(Outcome::SseHead(response));

@@ -49,29 +49,22 @@ fn load((file, flags): (Option<PathBuf>, Overrides)) -> Result<Loaded, ConfigErr
     config::load(file.as_deref(), environment, &flags)
 }
 
+/// As [`load`]; what is wrong is said here.
+fn load_or_complain(sources: (Option<PathBuf>, Overrides)) -> Option<Loaded> {
+    load(sources).inspect_err(|errors| eprintln!("{errors}")).ok()
+}
+
 fn check(args: CheckArgs) -> ExitCode {
     if args.example {
         return print(&config::example());
     }
-    match load(args.into_sources()) {
-        Ok(loaded) => print(&loaded.to_toml()),
-        Err(errors) => {
-            eprintln!("{errors}");
-            ExitCode::FAILURE
-        }
-    }
+    load_or_complain(args.into_sources()).map_or(ExitCode::FAILURE, |loaded| print(&loaded.to_toml()))
 }
 
 /// Asks a running node to do something, and prints what it says.
 fn operate(args: OperateArgs, path: &str) -> ExitCode {
     let (place, sources) = args.into_parts();
-    let settings = match load(sources) {
-        Ok(loaded) => loaded.settings,
-        Err(errors) => {
-            eprintln!("{errors}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let Some(Loaded { settings, .. }) = load_or_complain(sources) else { return ExitCode::FAILURE };
     let text = place.unwrap_or(settings.admin.listen);
     let Some(place) = Place::find(&text, settings.listen.port()) else {
         eprintln!("--admin {text} is not allowed; allowed: {FORMS}");
@@ -88,13 +81,7 @@ fn operate(args: OperateArgs, path: &str) -> ExitCode {
 }
 
 fn doctor(args: DoctorArgs) -> ExitCode {
-    let settings = match load(args.serve.into_sources()) {
-        Ok(loaded) => loaded.settings,
-        Err(errors) => {
-            eprintln!("{errors}");
-            return ExitCode::from(2);
-        }
-    };
+    let Some(Loaded { settings, .. }) = load_or_complain(args.serve.into_sources()) else { return ExitCode::from(2) };
     let diagnosis = diagnose(&settings);
     let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     print(&if args.json { diagnosis.to_json() } else { diagnosis.to_text(colours) });
@@ -108,13 +95,7 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn serve(sources: (Option<PathBuf>, Overrides)) -> ExitCode {
-    let settings = match load(sources.clone()) {
-        Ok(loaded) => loaded.settings,
-        Err(errors) => {
-            eprintln!("{errors}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let Some(Loaded { settings, .. }) = load_or_complain(sources.clone()) else { return ExitCode::FAILURE };
     let set_log_filter = start_log(&settings.log);
     match run(settings, Sources { load: Box::new(move || load(sources.clone())), set_log_filter }) {
         Ok(()) => ExitCode::SUCCESS,
@@ -128,12 +109,11 @@ fn serve(sources: (Option<PathBuf>, Overrides)) -> ExitCode {
 fn run(settings: Settings, sources: Sources) -> Result<(), NodeError> {
     let signals = Signals::block().map_err(|source| NodeError::Resource { what: "a signal descriptor", source })?;
     let mut inheritance = inherited()?;
-    let mut succeeds = false;
+    let succeeds = inheritance.is_some();
     let node = Node::start_after(inheritance.as_mut(), settings, parts::of);
     let mut node = match (node, inheritance) {
         (Ok(mut node), Some(inheritance)) => {
             node.take_over(inheritance)?;
-            succeeds = true;
             node
         }
         (Err(error), Some(inheritance)) => {

@@ -190,10 +190,8 @@ fn bind(path: &Path, succeeds: bool) -> io::Result<std::os::unix::net::UnixListe
     let _ = fs::remove_file(&hidden);
     let listener = std::os::unix::net::UnixListener::bind(&hidden)?;
     fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))?;
-    // SAFETY: geteuid only reads.
-    let me = unsafe { libc::geteuid() };
     if let Ok(there) = fs::symlink_metadata(path)
-        && there.uid() != me
+        && there.uid() != user()
     {
         let _ = fs::remove_file(&hidden);
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the file there is another user's"));
@@ -257,13 +255,17 @@ fn error(status: StatusCode, message: &str) -> Response {
     (status, Json(json!({ "error": message }))).into_response()
 }
 
-/// The directories where [`Place::auto`] may be, the likeliest first: what systemd gives, what a session has, and a place of
+/// Who this process acts as.
+fn user() -> u32 {
+    // SAFETY: geteuid only reads.
+    unsafe { libc::geteuid() }
+}
+
+/// The directories where the socket of `auto` may be, the likeliest first: what systemd gives, what a session has, and a place of
 /// this user's own.
 fn directories() -> Vec<PathBuf> {
-    // SAFETY: geteuid only reads.
-    let user = unsafe { libc::geteuid() };
     let from = |name: &str| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
-    let own = std::env::temp_dir().join(format!("weir-{user}"));
+    let own = std::env::temp_dir().join(format!("weir-{}", user()));
     let session = from("XDG_RUNTIME_DIR").map(|path| path.join("weir"));
     [from("RUNTIME_DIRECTORY"), session, Some(own)].into_iter().flatten().collect()
 }

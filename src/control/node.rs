@@ -459,14 +459,10 @@ impl Node {
         self.state.enter(Phase::Stopping);
         self.relay = None;
         self.succession.listeners.clear();
-        let mut untold: Vec<_> = self.mailboxes.clone();
+        let mut untold: Vec<_> = (0..self.mailboxes.len()).collect();
         let mut failed = Ok(());
         loop {
-            untold.retain(|mailbox| {
-                let refused = mailbox.post(ToShard::Stop).is_err();
-                mailbox.ring();
-                refused
-            });
+            tell(&self.mailboxes, &mut untold, || ToShard::Stop);
             while let Some((thread, outcome)) = self.next_end() {
                 if let Err(reason) = outcome {
                     tracing::error!(thread, reason, "a thread ended with an error");
@@ -503,6 +499,15 @@ impl Node {
 
 /// How soon a full mailbox is tried again.
 const RETRY: Duration = Duration::from_millis(5);
+
+/// Tells the shards in `untold`, and leaves in it those whose mailbox is full: they are to be told again.
+fn tell(mailboxes: &[Arc<Mailbox>], untold: &mut Vec<usize>, message: impl Fn() -> ToShard) {
+    untold.retain(|&shard| {
+        let refused = mailboxes[shard].post(message()).is_err();
+        mailboxes[shard].ring();
+        refused
+    });
+}
 
 /// Waits for a signal, the end of a thread, or the time to pass.
 fn wait(signals: &Signals, bell: &Bell, time: Option<Duration>) {

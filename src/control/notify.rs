@@ -73,11 +73,11 @@ impl Notifier {
         true
     }
 
-    /// When [`Notifier::feed`] is to be called next.
+    /// How soon [`Notifier::feed`] is to be called again.
     #[must_use]
-    pub fn next(&self) -> Option<Instant> {
+    pub fn next_look(&self) -> Option<Duration> {
         // Several times an interval: who is found stuck at one look may only have been slow.
-        Some(self.fed.max(Instant::now()) + self.interval? / 4)
+        Some(self.interval? / 4)
     }
 }
 
@@ -114,6 +114,6 @@ mod tests {
     #[test]
     fn without_a_watchdog_nothing_is_fed() {
         let mut notifier = Notifier::every(None);
-        assert!(!notifier.feed(vec![1], Instant::now() + Duration::from_secs(9)) && notifier.next().is_none());
+        assert!(!notifier.feed(vec![1], Instant::now() + Duration::from_secs(9)) && notifier.next_look().is_none());
     }
 }

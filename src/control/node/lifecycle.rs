@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::{Node, NodeState, RETRY};
+use super::{Node, NodeState, RETRY, tell};
 use crate::control::admin::{Command, Operated};
 use crate::control::config::reload::{Change, Reload, reload};
 use crate::control::config::{ConfigErrors, Loaded};
@@ -38,7 +38,7 @@ impl Phase {
         PHASES[self as usize]
     }
 
-    pub(super) fn from_number(number: u8) -> Self {
+    fn from_number(number: u8) -> Self {
         Self::ALL.get(usize::from(number)).copied().unwrap_or(Self::Stopping)
     }
 }
@@ -190,18 +190,8 @@ impl Node {
     pub(super) fn go_on_ending(&mut self) -> bool {
         let now = Instant::now();
         let window = self.ending.window;
-        let mailboxes = &self.mailboxes;
-        let settings = &self.settings;
-        self.ending.unreloaded.retain(|&shard| {
-            let refused = mailboxes[shard].post(ToShard::Reload(Arc::clone(settings))).is_err();
-            mailboxes[shard].ring();
-            refused
-        });
-        self.ending.untold.retain(|&shard| {
-            let refused = mailboxes[shard].post(ToShard::Drain { window }).is_err();
-            mailboxes[shard].ring();
-            refused
-        });
+        tell(&self.mailboxes, &mut self.ending.unreloaded, || ToShard::Reload(Arc::clone(&self.settings)));
+        tell(&self.mailboxes, &mut self.ending.untold, || ToShard::Drain { window });
         let over = self.ending.until.is_some_and(|until| now >= until);
         match self.state.phase() {
             _ if self.ending.haste == Haste::AtOnce => true,
@@ -237,8 +227,7 @@ impl Node {
             Phase::Unready => self.ending.until.map(|until| until.saturating_duration_since(now)),
             Phase::Draining | Phase::Stopping => Some(LOOK_EVERY),
         };
-        let watchdog = self.notifier.next().map(|at| at.saturating_duration_since(now));
-        [ending, watchdog].into_iter().flatten().min()
+        [ending, self.notifier.next_look()].into_iter().flatten().min()
     }
 
     /// Tells the service manager how it goes.

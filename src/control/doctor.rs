@@ -141,6 +141,7 @@ fn judge_host(host: &Host, settings: &Settings) -> Vec<Finding> {
         host::kernel(host),
         host::driver(host, settings.driver),
         host::descriptors(host, settings, &need),
+        host::locked_memory(host, &need),
         host::cores(host, settings, &need),
         host::quota(host, &need),
         host::clock_source(host),

@@ -19,6 +19,9 @@ pub struct Host {
     pub seccomp: bool,
     /// Descriptors a process may open at most (`RLIMIT_NOFILE`, the hard limit).
     pub descriptors: u64,
+    /// Bytes that this process's user may lock (`RLIMIT_MEMLOCK`), which rings are charged to (io_uring_setup(2)). None when
+    /// nothing bounds it: no limit, or CAP_IPC_LOCK.
+    pub lockable: Option<u64>,
     /// Cores this process may run on.
     pub cores: Vec<usize>,
     /// Threads the system lets run at once, which a quota makes fewer than the cores.
@@ -68,6 +71,7 @@ impl Host {
             uring_disabled: number("/proc/sys/kernel/io_uring_disabled"),
             seccomp: status.lines().any(|line| line.starts_with("Seccomp:") && !line.ends_with('0')),
             descriptors: raise_descriptor_limit().map_or(0, |limit| limit.soft),
+            lockable: if may_lock(&status) { None } else { lock_limit() },
             cores: allowed_cores(),
             parallelism: std::thread::available_parallelism().map_or(1, usize::from),
             quota: groups().iter().filter_map(|group| quota(&text(&format!("{group}/cpu.max"))?)).reduce(f64::min),
@@ -122,6 +126,21 @@ fn version(release: &str) -> Option<(u32, u32)> {
 /// The word in brackets of `always [madvise] never`.
 fn chosen(modes: &str) -> Option<String> {
     Some(modes.split_once('[')?.1.split_once(']')?.0.to_owned())
+}
+
+/// Whether the effective capabilities of a `/proc/self/status` have CAP_IPC_LOCK (capabilities(7)), which no limit binds.
+fn may_lock(status: &str) -> bool {
+    const CAP_IPC_LOCK: u32 = 14;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set >> CAP_IPC_LOCK & 1 == 1)
+}
+
+/// The soft limit of locked memory, in bytes; none when there is no limit or the kernel does not say.
+fn lock_limit() -> Option<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes one rlimit into a live local.
+    let answered = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) } == 0;
+    (answered && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
 /// Port ranges such as `8080,9148-9150`.
@@ -182,6 +201,8 @@ mod tests {
         assert_eq!(chosen("always"), None);
         assert_eq!(ranges("8080,9148-9150"), [(8080, 8080), (9148, 9150)]);
         assert!(ranges("").is_empty());
+        assert!(may_lock("CapPrm:\t0\nCapEff:\t0000000000004000\n"));
+        assert!(!may_lock("CapPrm:\t0000000000004000\nCapEff:\tffffffffffffbfff\n") && !may_lock(""));
         assert_eq!(quota("150000 100000"), Some(1.5));
         assert_eq!(quota("max 100000"), None);
         assert_eq!(kilobytes("MemTotal:  9 kB\nMemAvailable:    3 kB", "MemAvailable:"), Some(3_072));

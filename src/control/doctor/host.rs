@@ -1,9 +1,9 @@
 //! Judges of the kernel, io_uring, descriptors, cores and clocks.
 
 use super::facts::Host;
-use super::{Check, Finding};
+use super::{Check, Finding, bytes};
 use crate::control::host::{ShardPlan, plan_shards, slots_per_shard};
-use crate::limits::RESERVED_DESCRIPTORS;
+use crate::limits::{RESERVED_DESCRIPTORS, SHARD_LOCKED_BYTES};
 use crate::settings::{DriverChoice, Settings};
 use crate::shard::start::DriverKind;
 
@@ -116,6 +116,33 @@ pub fn descriptors(host: &Host, settings: &Settings, need: &Need) -> Finding {
                 2 * RESERVED_DESCRIPTORS
             ),
         )
+    } else {
+        check.ok(seen)
+    }
+}
+
+pub fn locked_memory(host: &Host, need: &Need) -> Finding {
+    let check = Check(
+        "locked-memory",
+        "without CAP_IPC_LOCK the kernel charges rings to the user's locked memory, and a node that cannot make its rings does not start",
+    );
+    if need.driver == DriverKind::Epoll {
+        return check.ok("not used by epoll");
+    }
+    let Some(lockable) = host.lockable else { return check.ok("not limited") };
+    let shards = need.shards() as u64;
+    let start = shards * SHARD_LOCKED_BYTES;
+    // Until an upgrade is done both processes, which are one user's, have their rings.
+    let upgrade = 2 * start;
+    let seen = format!("{} may be locked; {shards} shards take {}", bytes(lockable), bytes(start));
+    let mend = format!(
+        "LimitMEMLOCK={upgrade} in the unit, ulimit -l {} in a shell, docker: --ulimit memlock={upgrade}",
+        upgrade.div_ceil(1_024)
+    );
+    if lockable < start {
+        check.fail(seen, format!("{mend}; or driver = epoll"))
+    } else if lockable < upgrade {
+        check.warn(format!("{seen}, and as much again during an upgrade"), mend)
     } else {
         check.ok(seen)
     }

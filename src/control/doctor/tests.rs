@@ -17,6 +17,7 @@ fn good_host() -> Host {
         uring_disabled: Some(0),
         seccomp: false,
         descriptors: 1 << 20,
+        lockable: None,
         cores: vec![0, 1, 2, 3],
         parallelism: 4,
         quota: None,
@@ -122,6 +123,20 @@ fn io_uring_is_judged_by_what_was_asked_for() {
 fn old_kernels_are_named() {
     expect(&host("kernel", |h, _| h.kernel = Some((6, 0))), Verdict::Warn, "6.1");
     expect(&host("kernel", |h, _| h.kernel = Some((6, 1))), Verdict::Ok, "");
+}
+
+#[test]
+fn rings_must_fit_into_locked_memory_also_during_an_upgrade() {
+    let lockable = |bytes| host("locked-memory", |h, _| h.lockable = Some(bytes));
+    expect(&lockable(4 << 20), Verdict::Ok, "");
+    expect(&lockable((4 << 20) - 1), Verdict::Warn, "LimitMEMLOCK=4194304");
+    expect(&lockable(2 << 20), Verdict::Warn, "ulimit -l 4096");
+    expect(&lockable((2 << 20) - 1), Verdict::Fail, "driver = epoll");
+    let unused = host("locked-memory", |h, s| {
+        h.lockable = Some(0);
+        s.driver = DriverChoice::Epoll;
+    });
+    expect(&unused, Verdict::Ok, "");
 }
 
 #[test]
